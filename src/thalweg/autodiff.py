@@ -1,0 +1,90 @@
+"""Reverse-mode differentiation: graph in, graph out. There is no op name in this file.
+
+`vjp` walks the nodes between outputs and inputs backwards and appends, for each, the nodes of its gradient rule to the
+current builder. Because the result is an ordinary graph, gradients of gradients need nothing further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thalweg.graph import Node, Value, apply, located
+from thalweg.ops.core import Composite, expand
+from thalweg.ops.elementwise import add
+from thalweg.ops.sources import full
+
+
+def path_nodes(outputs: Sequence[Value], wrt: Sequence[Value], boundary: Sequence[Value] = ()) -> list[Node]:
+    """Nodes on some path from `wrt` to `outputs`, inputs first. The search does not look behind `boundary`."""
+    targets = {id(value) for value in wrt}
+    closed = {id(value) for value in boundary}
+    depends: dict[int, bool] = {}  # id(node) -> is it reached from wrt
+    order: list[Node] = []
+    stack: list[tuple[Node, bool]] = [(v.node, False) for v in outputs if v.node is not None and id(v) not in closed]
+    while stack:
+        node, children_done = stack.pop()
+        if children_done:
+            reached = any(
+                id(v) in targets or (v.node is not None and id(v) not in closed and depends.get(id(v.node), False))
+                for v in node.inputs
+            )
+            depends[id(node)] = reached
+            if reached:
+                order.append(node)
+        elif id(node) not in depends:
+            depends[id(node)] = False
+            stack.append((node, True))
+            for value in node.inputs:
+                if value.node is not None and id(value) not in closed and id(value.node) not in depends:
+                    stack.append((value.node, False))
+    return order
+
+
+def vjp(
+    outputs: Sequence[Value],
+    cotangents: Sequence[Value | None],
+    wrt: Sequence[Value],
+    boundary: Sequence[Value] = (),
+) -> list[Value | None]:
+    """For each of `wrt`, the sum over outputs of cotangent times derivative; None where no path leads to it.
+
+    New nodes go to the current builder and carry the source lines of the nodes that they differentiate.
+    """
+    gradients: dict[int, Value] = {}
+
+    def accumulate(value: Value, gradient: Value | None) -> None:
+        if gradient is None or not value.dtype.is_floating:
+            return
+        known = gradients.get(id(value))
+        gradients[id(value)] = gradient if known is None else add(known, gradient)
+
+    for value, cotangent in zip(outputs, cotangents, strict=True):
+        accumulate(value, cotangent)
+    for node in reversed(path_nodes(outputs, wrt, boundary)):
+        received = [gradients.get(id(value)) for value in node.outputs]
+        if all(gradient is None for gradient in received):
+            continue
+        with located(node.where, node.scope):
+            for value, gradient in zip(node.inputs, _node_vjp(node, received), strict=True):
+                accumulate(value, gradient)
+    return [gradients.get(id(value)) for value in wrt]
+
+
+def _node_vjp(node: Node, received: Sequence[Value | None]) -> Sequence[Value | None]:
+    """Gradients of one node's inputs. Composites use their rule, if any, else their body."""
+    op = node.op
+    outputs: Sequence[Value] = node.outputs
+    if isinstance(op, Composite):
+        if op.definition.gradient_rule is None:
+            results = expand(op, node.inputs)
+            return vjp(results, received, node.inputs, boundary=node.inputs)
+        residual_form = op.with_residuals()
+        if residual_form is not None:
+            outputs = apply(residual_form, node.inputs)
+    filled = [zeros_like(v) if g is None else g for v, g in zip(node.outputs, received, strict=True)]
+    return op.vjp(node.inputs, outputs, filled)
+
+
+def zeros_like(value: Value) -> Value:
+    """Zeros of the same type, as a broadcast constant."""
+    return full(value.shape, 0, value.dtype)  # type: ignore[no-any-return]

@@ -1,0 +1,57 @@
+"""The data-flow graph: `Graph`, `Node`, `Value`, the ops' base class, building, rewriting, printing and parsing."""
+
+from thalweg.graph.build import (
+    Builder,
+    apply,
+    builder,
+    current,
+    inline,
+    located,
+    module_scope,
+    register_library,
+    rewrite,
+    scope_path,
+    trace_graph,
+    using,
+)
+from thalweg.graph.core import (
+    REGISTRY,
+    AxisGroup,
+    Graph,
+    Kind,
+    Node,
+    Op,
+    Operand,
+    State,
+    Value,
+    bind,
+    function,
+)
+from thalweg.graph.text import parse
+
+__all__ = [
+    "REGISTRY",
+    "AxisGroup",
+    "Builder",
+    "Graph",
+    "Kind",
+    "Node",
+    "Op",
+    "Operand",
+    "State",
+    "Value",
+    "apply",
+    "bind",
+    "builder",
+    "current",
+    "function",
+    "inline",
+    "located",
+    "module_scope",
+    "parse",
+    "register_library",
+    "rewrite",
+    "scope_path",
+    "trace_graph",
+    "using",
+]

@@ -1,0 +1,476 @@
+"""Elementwise primitives: shape rule, NumPy reference and gradient of each, and the functions that apply them.
+
+All inputs of a primitive have one shape (and, where not said otherwise, one element type); the functions promote and
+broadcast first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from thalweg import types
+from thalweg.errors import DTypeError, UnsupportedError
+from thalweg.graph import AxisGroup, Kind, Op
+from thalweg.ops.core import (
+    apply,
+    broadcast_together,
+    cast,
+    elementwise_axes,
+    floating,
+    operand,
+    primitive,
+    promoted,
+    require,
+)
+from thalweg.types import DType, Type
+
+Gradient = Callable[[Any, Any, Any], Any]  # (input or inputs, output, cotangent) -> gradient(s)
+
+
+def _compute(function: Callable[..., Any], *arrays: np.ndarray[Any, Any]) -> Any:
+    """Run a NumPy function; 16-bit floating point goes through float32 and is rounded once."""
+    dtype = arrays[0].dtype
+    if dtype.kind in "fV" and dtype.itemsize == 2:
+        return np.asarray(function(*(array.astype(np.float32) for array in arrays))).astype(dtype)
+    return function(*arrays)
+
+
+class Elementwise(Op):
+    """Inputs of one shape and element type, one output."""
+
+    accepts = "biuf"  # kinds of element types
+    result: DType | None = None  # None: the inputs' type
+
+    def infer(self, *inputs: Type) -> tuple[Type, ...]:
+        first = inputs[0]
+        for other in inputs[1:]:
+            require(other.shape == first.shape, f"{self.name} needs equal shapes, received {first} and {other}")
+            if other.dtype is not first.dtype:
+                raise DTypeError(f"{self.name} needs equal element types, received {first} and {other}")
+        if first.dtype.kind not in self.accepts:
+            kinds = {"b": "bool", "i": "signed integer", "u": "unsigned integer", "f": "floating point"}
+            accepted = ", ".join(kinds[kind] for kind in self.accepts)
+            raise DTypeError(f"{self.name} accepts {accepted} tensors, received {first.dtype}")
+        return (Type(self.result or first.dtype, first.shape),)
+
+    def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
+        return elementwise_axes(inputs)
+
+
+def _unary(name: str, compute: Callable[..., Any], gradient: Gradient, accepts: str, doc: str) -> type[Elementwise]:
+    """A primitive of one input; `gradient(x, y, g)` builds its gradient."""
+
+    class Unary(Elementwise):
+        def reference(self, x: np.ndarray[Any, Any]) -> Any:
+            return _compute(compute, x)
+
+        def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+            return (gradient(inputs[0], outputs[0], cotangents[0]),)
+
+    Unary.accepts = accepts
+    Unary.__name__ = Unary.__qualname__ = "".join(part.title() for part in name.split("_"))
+    Unary.__doc__ = doc
+    return primitive(name, Kind.ELEMENTWISE)(Unary)
+
+
+def _binary(
+    name: str, compute: Callable[..., Any], gradient: Gradient, accepts: str, doc: str, result: DType | None = None
+) -> type[Elementwise]:
+    """A primitive of two inputs; `gradient((x, y), z, g)` gives a pair."""
+
+    class Binary(Elementwise):
+        def reference(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
+            return _compute(compute, x, y)
+
+        def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+            return gradient(inputs, outputs[0], cotangents[0])  # type: ignore[no-any-return]
+
+    Binary.accepts = accepts
+    Binary.result = result
+    Binary.__name__ = Binary.__qualname__ = "".join(part.title() for part in name.split("_"))
+    Binary.__doc__ = doc
+    return primitive(name, Kind.ELEMENTWISE)(Binary)
+
+
+def _none(x: Any, y: Any, g: Any) -> Any:
+    return None
+
+
+def _none2(x: Any, y: Any, g: Any) -> Any:
+    return (None, None)
+
+
+def _erf(x: np.ndarray[Any, Any]) -> Any:
+    return np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64)).astype(x.dtype)
+
+
+def _round(x: np.ndarray[Any, Any]) -> Any:
+    return np.rint(x) if x.dtype.kind == "f" else x
+
+
+def _sign(x: np.ndarray[Any, Any]) -> Any:
+    return np.sign(x).astype(x.dtype)
+
+
+# ---- one input ------------------------------------------------------------------------------------------------------
+
+Negative = _unary("negative", lambda x: (0 - x).astype(x.dtype) if x.dtype.kind == "u" else -x, lambda x, y, g: -g, "iuf", "-x")
+Abs = _unary("abs", np.abs, lambda x, y, g: g * sign(x), "iuf", "|x|; the gradient at 0 is 0.")
+Sign = _unary("sign", _sign, _none, "iuf", "-1, 0 or 1; NaN stays NaN.")
+Floor = _unary("floor", np.floor, _none, "f", "The largest integer not above x.")
+Ceil = _unary("ceil", np.ceil, _none, "f", "The smallest integer not below x.")
+Round = _unary("round", _round, _none, "f", "The nearest integer, halves to even.")
+Exp = _unary("exp", np.exp, lambda x, y, g: g * y, "f", "e to the x.")
+Expm1 = _unary("expm1", np.expm1, lambda x, y, g: g * exp(x), "f", "exp(x) - 1, exact near 0.")
+Log = _unary("log", np.log, lambda x, y, g: g / x, "f", "Natural logarithm.")
+Log1p = _unary("log1p", np.log1p, lambda x, y, g: g / (x + 1.0), "f", "log(1 + x), exact near 0.")
+Sqrt = _unary("sqrt", np.sqrt, lambda x, y, g: g * 0.5 / y, "f", "Square root, correctly rounded.")
+Rsqrt = _unary("rsqrt", lambda x: 1 / np.sqrt(x), lambda x, y, g: g * (-0.5) * y / x, "f", "1 / sqrt(x).")
+Sin = _unary("sin", np.sin, lambda x, y, g: g * cos(x), "f", "Sine of an angle in radians.")
+Cos = _unary("cos", np.cos, lambda x, y, g: -(g * sin(x)), "f", "Cosine of an angle in radians.")
+Tanh = _unary("tanh", np.tanh, lambda x, y, g: g * (1.0 - y * y), "f", "Hyperbolic tangent.")
+Atan = _unary("atan", np.arctan, lambda x, y, g: g / (x * x + 1.0), "f", "Inverse tangent, radians.")
+Erf = _unary("erf", _erf, lambda x, y, g: g * (2.0 / math.sqrt(math.pi)) * exp(-(x * x)), "f", "Error function.")
+BitwiseInvert = _unary("bitwise_invert", np.invert, _none, "biu", "Every bit flipped; logical not for bool.")
+StopGradient = _unary("stop_gradient", np.copy, _none, "biuf", "x itself, with gradient zero.")
+
+
+@primitive("cast", Kind.ELEMENTWISE)
+class Cast(Op):
+    """Another element type. Floating point to integer truncates; values out of range are not defined."""
+
+    dtype: DType
+
+    def infer(self, x: Type) -> tuple[Type, ...]:
+        return (Type(self.dtype, x.shape),)
+
+    def reference(self, x: np.ndarray[Any, Any]) -> Any:
+        return x.astype(self.dtype.numpy)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        return (cast(cotangents[0], inputs[0].dtype),) if self.dtype.is_floating else (None,)
+
+    def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
+        return elementwise_axes(inputs)
+
+
+# ---- two inputs -----------------------------------------------------------------------------------------------------
+
+
+def _power(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
+    if x.dtype.kind == "i" and np.any(y < 0):
+        raise UnsupportedError("an integer to a negative power is not an integer; cast to a floating-point type first")
+    return np.power(x, y)
+
+
+def _power_gradient(inputs: Sequence[Any], z: Any, g: Any) -> Any:
+    x, y = inputs
+    zero = x * 0.0
+    # d/dx = y x^(y-1), 0 where y is 0 even at x = 0; d/dy = z log x, 0 where x is 0 and y >= 0 (as PyTorch).
+    by_x = g * where(equal(y, zero), zero, y * pow(x, y - 1.0))
+    safe = where(less_equal(x, zero), zero + 1.0, x)
+    logarithm = where(less(x, zero), zero + math.nan, log(safe))
+    by_y = g * where(equal(x, zero), where(less(y, zero), zero - math.inf, zero), z * logarithm)
+    return (by_x, by_y)
+
+
+def _extreme_gradient(inputs: Sequence[Any], z: Any, g: Any) -> Any:
+    x, y = inputs
+    half = g * 0.5  # equal inputs share the gradient, as in PyTorch and JAX
+    zero = g * 0.0
+    tie = equal(x, y)
+    return (
+        where(tie, half, where(equal(x, z), g, zero)),
+        where(tie, half, where(equal(y, z), g, zero)),
+    )
+
+
+def _divide(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
+    return np.true_divide(x, y)
+
+
+def _shift_left(x: np.ndarray[Any, Any], n: np.ndarray[Any, Any]) -> Any:
+    return np.left_shift(x, n)
+
+
+Add = _binary("add", np.add, lambda xy, z, g: (g, g), "biuf", "x + y; logical or for bool.")
+Subtract = _binary("subtract", np.subtract, lambda xy, z, g: (g, -g), "iuf", "x - y.")
+Multiply = _binary("multiply", np.multiply, lambda xy, z, g: (g * xy[1], g * xy[0]), "biuf", "x * y.")
+Divide = _binary("divide", _divide, lambda xy, z, g: (g / xy[1], -(g * z / xy[1])), "f", "x / y.")
+FloorDivide = _binary("floor_divide", np.floor_divide, _none2, "iuf", "The floor of x / y; integer division by 0 gives 0.")
+Remainder = _binary(
+    "remainder",
+    np.remainder,
+    lambda xy, z, g: (g, -(g * floor(xy[0] / xy[1]))),
+    "iuf",
+    "x - y floor(x / y): the sign of y, as in Python; integer remainder by 0 gives 0.",
+)
+Power = _binary("pow", _power, _power_gradient, "iuf", "x to the y.")
+Maximum = _binary("maximum", np.maximum, _extreme_gradient, "biuf", "The larger one; NaN if either is.")
+Minimum = _binary("minimum", np.minimum, _extreme_gradient, "biuf", "The smaller one; NaN if either is.")
+Equal = _binary("equal", np.equal, _none2, "biuf", "x == y.", types.bool_)
+Less = _binary("less", np.less, _none2, "biuf", "x < y.", types.bool_)
+LessEqual = _binary("less_equal", np.less_equal, _none2, "biuf", "x <= y.", types.bool_)
+BitwiseAnd = _binary("bitwise_and", np.bitwise_and, _none2, "biu", "Bit by bit and; logical and for bool.")
+BitwiseOr = _binary("bitwise_or", np.bitwise_or, _none2, "biu", "Bit by bit or; logical or for bool.")
+BitwiseXor = _binary("bitwise_xor", np.bitwise_xor, _none2, "biu", "Bit by bit exclusive or.")
+LeftShift = _binary("bitwise_left_shift", _shift_left, _none2, "iu", "x shifted left by y bits; 0 from the width on.")
+RightShift = _binary("bitwise_right_shift", np.right_shift, _none2, "iu", "x shifted right by y bits, with its sign.")
+
+
+@primitive("where", Kind.ELEMENTWISE)
+class Where(Op):
+    """The second input where the first (bool) is true, else the third."""
+
+    def infer(self, condition: Type, x: Type, y: Type) -> tuple[Type, ...]:
+        if not condition.dtype.is_bool:
+            raise DTypeError(f"where needs a bool condition, received {condition.dtype}; write for example x > 0")
+        require(condition.shape == x.shape == y.shape, f"where needs equal shapes, received {condition}, {x} and {y}")
+        if x.dtype is not y.dtype:
+            raise DTypeError(f"where needs equal element types, received {x} and {y}")
+        return (x,)
+
+    def reference(self, condition: np.ndarray[Any, Any], x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
+        return np.where(condition, x, y)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        g = cotangents[0]
+        zero = broadcast_together(operand(0, g.dtype), g)[0]
+        return (None, where(inputs[0], g, zero), where(inputs[0], zero, g))
+
+    def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
+        return elementwise_axes(inputs)
+
+
+# ---- functions ------------------------------------------------------------------------------------------------------
+
+
+def _apply_unary(op: type[Op], x: Any, needs_floating: bool) -> Any:
+    return apply(op(), floating(x) if needs_floating else operand(x))
+
+
+def _apply_binary(op: type[Op], x: Any, y: Any, needs_floating: bool = False) -> Any:
+    x, y = promoted(x, y)
+    if needs_floating:
+        x, y = floating(x), floating(y)
+    return apply(op(), *broadcast_together(x, y))
+
+
+def negative(x: Any) -> Any:
+    """-x, element by element; unsigned integers wrap."""
+    return _apply_unary(Negative, x, False)
+
+
+def abs(x: Any) -> Any:
+    """|x|, element by element."""
+    return operand(x) if operand(x).dtype.is_bool else _apply_unary(Abs, x, False)
+
+
+def sign(x: Any) -> Any:
+    """-1, 0 or 1 by the sign of x."""
+    return _apply_unary(Sign, x, False)
+
+
+def floor(x: Any) -> Any:
+    """The largest integer not above x."""
+    return _apply_unary(Floor, x, True) if operand(x).dtype.is_floating else operand(x)
+
+
+def ceil(x: Any) -> Any:
+    """The smallest integer not below x."""
+    return _apply_unary(Ceil, x, True) if operand(x).dtype.is_floating else operand(x)
+
+
+def round(x: Any) -> Any:
+    """The nearest integer, halves to even."""
+    return _apply_unary(Round, x, True) if operand(x).dtype.is_floating else operand(x)
+
+
+def exp(x: Any) -> Any:
+    """e to the x."""
+    return _apply_unary(Exp, x, True)
+
+
+def expm1(x: Any) -> Any:
+    """exp(x) - 1, exact near 0."""
+    return _apply_unary(Expm1, x, True)
+
+
+def log(x: Any) -> Any:
+    """Natural logarithm; -inf at 0, NaN below."""
+    return _apply_unary(Log, x, True)
+
+
+def log1p(x: Any) -> Any:
+    """log(1 + x), exact near 0."""
+    return _apply_unary(Log1p, x, True)
+
+
+def sqrt(x: Any) -> Any:
+    """Square root; NaN below 0."""
+    return _apply_unary(Sqrt, x, True)
+
+
+def rsqrt(x: Any) -> Any:
+    """1 / sqrt(x)."""
+    return _apply_unary(Rsqrt, x, True)
+
+
+def sin(x: Any) -> Any:
+    """Sine of an angle in radians."""
+    return _apply_unary(Sin, x, True)
+
+
+def cos(x: Any) -> Any:
+    """Cosine of an angle in radians."""
+    return _apply_unary(Cos, x, True)
+
+
+def tanh(x: Any) -> Any:
+    """Hyperbolic tangent."""
+    return _apply_unary(Tanh, x, True)
+
+
+def atan(x: Any) -> Any:
+    """Inverse tangent in radians."""
+    return _apply_unary(Atan, x, True)
+
+
+def erf(x: Any) -> Any:
+    """Error function, 2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+    return _apply_unary(Erf, x, True)
+
+
+def bitwise_invert(x: Any) -> Any:
+    """Every bit flipped; logical not for bool."""
+    return _apply_unary(BitwiseInvert, x, False)
+
+
+def stop_gradient(x: Any) -> Any:
+    """x itself, taken as constant by every gradient."""
+    return _apply_unary(StopGradient, x, False)
+
+
+def add(x: Any, y: Any) -> Any:
+    """x + y with broadcasting."""
+    return _apply_binary(Add, x, y)
+
+
+def subtract(x: Any, y: Any) -> Any:
+    """x - y with broadcasting."""
+    return _apply_binary(Subtract, x, y)
+
+
+def multiply(x: Any, y: Any) -> Any:
+    """x * y with broadcasting."""
+    return _apply_binary(Multiply, x, y)
+
+
+def divide(x: Any, y: Any) -> Any:
+    """x / y with broadcasting; integers become float32."""
+    return _apply_binary(Divide, x, y, True)
+
+
+def floor_divide(x: Any, y: Any) -> Any:
+    """The floor of x / y."""
+    return _apply_binary(FloorDivide, x, y)
+
+
+def remainder(x: Any, y: Any) -> Any:
+    """x - y floor(x / y)."""
+    return _apply_binary(Remainder, x, y)
+
+
+def pow(x: Any, y: Any) -> Any:
+    """x to the y; small constant exponents become products or roots."""
+    base = operand(x)
+    if isinstance(y, (int, float)) and not isinstance(y, bool):
+        if y == 2:
+            return base * base
+        if y == 1:
+            return base
+        if base.dtype.is_floating:
+            if y == 3:
+                return base * base * base
+            if y == -1:
+                return 1.0 / base
+            if y == 0.5:
+                return sqrt(base)
+            if y == -0.5:
+                return rsqrt(base)
+    return _apply_binary(Power, base if not isinstance(x, (int, float)) else x, y)
+
+
+def maximum(x: Any, y: Any) -> Any:
+    """The larger of x and y; NaN if either is NaN."""
+    return _apply_binary(Maximum, x, y)
+
+
+def minimum(x: Any, y: Any) -> Any:
+    """The smaller of x and y; NaN if either is NaN."""
+    return _apply_binary(Minimum, x, y)
+
+
+def equal(x: Any, y: Any) -> Any:
+    """x == y, a bool tensor."""
+    return _apply_binary(Equal, x, y)
+
+
+def not_equal(x: Any, y: Any) -> Any:
+    """x != y, a bool tensor."""
+    return bitwise_invert(equal(x, y))
+
+
+def less(x: Any, y: Any) -> Any:
+    """x < y, a bool tensor."""
+    return _apply_binary(Less, x, y)
+
+
+def less_equal(x: Any, y: Any) -> Any:
+    """x <= y, a bool tensor."""
+    return _apply_binary(LessEqual, x, y)
+
+
+def greater(x: Any, y: Any) -> Any:
+    """x > y, a bool tensor."""
+    return _apply_binary(Less, y, x)
+
+
+def greater_equal(x: Any, y: Any) -> Any:
+    """x >= y, a bool tensor."""
+    return _apply_binary(LessEqual, y, x)
+
+
+def bitwise_and(x: Any, y: Any) -> Any:
+    """Bit by bit and; logical and for bool."""
+    return _apply_binary(BitwiseAnd, x, y)
+
+
+def bitwise_or(x: Any, y: Any) -> Any:
+    """Bit by bit or; logical or for bool."""
+    return _apply_binary(BitwiseOr, x, y)
+
+
+def bitwise_xor(x: Any, y: Any) -> Any:
+    """Bit by bit exclusive or."""
+    return _apply_binary(BitwiseXor, x, y)
+
+
+def bitwise_left_shift(x: Any, y: Any) -> Any:
+    """x shifted left by y bits."""
+    return _apply_binary(LeftShift, x, y)
+
+
+def bitwise_right_shift(x: Any, y: Any) -> Any:
+    """x shifted right by y bits, keeping the sign."""
+    return _apply_binary(RightShift, x, y)
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """x where `condition` is true, else y; all three broadcast."""
+    x, y = promoted(x, y)
+    return apply(Where(), *broadcast_together(operand(condition, types.bool_), x, y))
