@@ -1,0 +1,1 @@
+"""The C backend: the vector library, kernels, the runtime, building and exporting."""
