@@ -327,7 +327,7 @@ def composite(function: Callable[..., Any]) -> CompositeDefinition:
     tensors (they may be None where the default is None), keyword-only parameters are attributes: numbers, strings,
     dtypes, tuples of them. Library composites and a user's are declared in the same way.
     """
-    name = function.__name__
+    name = function.__name__.lstrip("_")  # `_mean` is the op "mean": a wrapper with a freer signature has the name
     definition = CompositeDefinition(function, name)
     existing = REGISTRY.get(name)
     if existing is not None and (isinstance(existing, type) or existing.function.__module__ != function.__module__):

@@ -1,0 +1,370 @@
+"""Reductions: sum, max, min, prod, argmax, argmin, and what is written in them (mean, var, std, any, all).
+
+The primitives drop the reduced axes; the functions put them back for `keepdims=True`. Semantics are the array-API
+standard's: `axis` is None (all axes), an integer or a tuple; sums and products of nothing are 0 and 1, the largest of
+nothing is an error; sums of integers and booleans are 64-bit integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from thalweg import types
+from thalweg.errors import DTypeError
+from thalweg.graph import AxisGroup, Kind, Op
+from thalweg.ops.core import apply, cast, composite, floating, operand, primitive, require
+from thalweg.ops.movement import broadcast_to, reshape, transpose
+from thalweg.types import Shape, Type, normalize_axes, normalize_axis
+
+
+def _accumulator(dtype: np.dtype[Any]) -> Any:
+    """The type in which the references add and multiply: float32 for 16 bits, float64 (the more exact) above."""
+    if dtype.kind in "iu":
+        return dtype
+    return np.float32 if dtype.itemsize == 2 else np.float64
+
+
+def _comparable(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """bfloat16 as float32, which NumPy compares."""
+    return x.astype(np.float32) if x.dtype.kind == "V" or x.dtype.name == "bfloat16" else x
+
+
+def _kept(shape: Shape, axis: Sequence[int]) -> Shape:
+    return tuple(1 if position in axis else extent for position, extent in enumerate(shape))
+
+
+class Reduction(Op):
+    """Over `axis` (sorted, distinct), which the result does not have."""
+
+    axis: tuple[int, ...]
+
+    accepts = "iuf"
+    needs_elements = False
+
+    def infer(self, x: Type) -> tuple[Type, ...]:
+        require(
+            list(self.axis) == sorted(set(self.axis) & set(range(x.ndim))),
+            f"{self.name} over axes {self.axis} of a tensor with {x.ndim} axes",
+        )
+        if x.dtype.kind not in self.accepts:
+            raise DTypeError(f"{self.name} does not accept {x.dtype} tensors; cast first, for example to int64")
+        if self.needs_elements:
+            for axis in self.axis:
+                require(
+                    x.shape[axis] != 0,
+                    f"{self.name} of a tensor of shape {x.shape} over axis {axis}, which has size 0: "
+                    "nothing is the largest or smallest of no elements",
+                )
+        return (Type(x.dtype, tuple(extent for axis, extent in enumerate(x.shape) if axis not in self.axis)),)
+
+    def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
+        groups: list[AxisGroup] = []
+        position = 0
+        for axis in range(inputs[0].ndim):
+            reduced = axis in self.axis
+            groups.append(AxisGroup((axis,), (None if reduced else position,)))
+            position += not reduced
+        return tuple(groups)
+
+
+def _restore(reduced: Any, axis: Sequence[int], shape: Shape) -> Any:
+    """A reduced operand brought back to the shape before the reduction."""
+    return broadcast_to(reshape(reduced, _kept(shape, axis)), shape)
+
+
+@primitive("sum", Kind.REDUCTION, "sum")
+class Sum(Reduction):
+    """The sum; integers wrap.
+
+    The reference adds 16-bit floating point in float32 and float32 in float64 and rounds once: NumPy's own float32 sum is
+    pairwise along the last axis only.
+    """
+
+    axis: tuple[int, ...]
+
+    def reference(self, x: np.ndarray[Any, Any]) -> Any:
+        return np.sum(x, self.axis, _accumulator(x.dtype)).astype(x.dtype)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        return (_restore(cotangents[0], self.axis, inputs[0].shape),)
+
+
+@primitive("prod", Kind.REDUCTION, "prod")
+class Prod(Reduction):
+    """The product; integers wrap. Accumulated as `Sum`."""
+
+    axis: tuple[int, ...]
+
+    def reference(self, x: np.ndarray[Any, Any]) -> Any:
+        return np.prod(x, self.axis, _accumulator(x.dtype)).astype(x.dtype)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        return (_prod_gradient(inputs[0], cotangents[0], self.axis),)
+
+
+def _prod_gradient(x: Any, g: Any, axis: tuple[int, ...]) -> Any:
+    """Products of all other elements by a balanced tree: no division, so zeros are exact at every order.
+
+    Upwards each pair is multiplied; downwards each element receives its parent's share times its neighbour.
+    """
+    from thalweg.ops.movement import flip, pad
+
+    kept = tuple(position for position in range(x.ndim) if position not in axis)
+    order = (*kept, *axis)
+    outer = tuple(x.shape[position] for position in kept)
+    count = math.prod(x.shape[position] for position in axis)
+    if count == 0:
+        return broadcast_to(operand(0.0, x.dtype), x.shape)
+    line = reshape(transpose(x, order), (*outer, count))
+    levels: list[Any] = []
+    size = 1 << (count - 1).bit_length()
+    line = pad(line, [(0, 0)] * len(outer) + [(0, size - count)], value=1)
+    while size > 1:
+        size //= 2
+        pairs = reshape(line, (*outer, size, 2))
+        levels.append(pairs)
+        line = prod(pairs, -1)
+    share = reshape(g, (*outer, 1))
+    for pairs in reversed(levels):
+        share = reshape(broadcast_to(reshape(share, (*share.shape, 1)), pairs.shape) * flip(pairs, -1), (*outer, -1))
+    share = share[(..., slice(0, count))]
+    permuted = reshape(share, tuple(x.shape[position] for position in order))
+    return transpose(permuted, sorted(range(x.ndim), key=order.__getitem__))
+
+
+def _extreme_vjp(op: Reduction, x: Any, y: Any, g: Any) -> Any:
+    """The gradient shared equally among the elements that attain the extreme (as PyTorch's amax)."""
+    from thalweg.ops.elementwise import equal
+
+    attained = cast(equal(x, _restore(y, op.axis, x.shape)), g.dtype)
+    share = g / apply(Sum(op.axis), attained)
+    return attained * _restore(share, op.axis, x.shape)
+
+
+@primitive("max", Kind.REDUCTION, "max")
+class Max(Reduction):
+    """The largest element; NaN if any is NaN."""
+
+    axis: tuple[int, ...]
+
+    accepts = "biuf"
+    needs_elements = True
+
+    def reference(self, x: np.ndarray[Any, Any]) -> Any:
+        return np.max(_comparable(x), self.axis).astype(x.dtype)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        return (_extreme_vjp(self, inputs[0], outputs[0], cotangents[0]),)
+
+
+@primitive("min", Kind.REDUCTION, "min")
+class Min(Reduction):
+    """The smallest element; NaN if any is NaN."""
+
+    axis: tuple[int, ...]
+
+    accepts = "biuf"
+    needs_elements = True
+
+    def reference(self, x: np.ndarray[Any, Any]) -> Any:
+        return np.min(_comparable(x), self.axis).astype(x.dtype)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        return (_extreme_vjp(self, inputs[0], outputs[0], cotangents[0]),)
+
+
+class ArgReduction(Op):
+    """The int64 position along one axis, which the result does not have; the first one among equals."""
+
+    axis: int
+
+    def infer(self, x: Type) -> tuple[Type, ...]:
+        require(0 <= self.axis < x.ndim, f"{self.name} over axis {self.axis} of a tensor with {x.ndim} axes")
+        require(x.shape[self.axis] != 0, f"{self.name} of a tensor of shape {x.shape} over axis {self.axis} of size 0")
+        return (Type(types.int64, (*x.shape[: self.axis], *x.shape[self.axis + 1 :])),)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        return (None,)
+
+    def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
+        return tuple(
+            AxisGroup((axis,), (axis - (axis > self.axis),)) for axis in range(inputs[0].ndim) if axis != self.axis
+        )
+
+
+@primitive("argmax", Kind.REDUCTION)
+class Argmax(ArgReduction):
+    """Position of the largest element; NaN counts as the largest, as in NumPy."""
+
+    axis: int
+
+    def reference(self, x: np.ndarray[Any, Any]) -> Any:
+        return np.argmax(_comparable(x), self.axis)
+
+
+@primitive("argmin", Kind.REDUCTION)
+class Argmin(ArgReduction):
+    """Position of the smallest element; NaN counts as the smallest, as in NumPy."""
+
+    axis: int
+
+    def reference(self, x: np.ndarray[Any, Any]) -> Any:
+        return np.argmin(_comparable(x), self.axis)
+
+
+# ---- functions ------------------------------------------------------------------------------------------------------
+
+
+def _reduce(op: type[Any], x: Any, axis: Any, keepdims: bool) -> Any:
+    over = normalize_axes(axis, x.ndim)
+    result = apply(op(over), x) if over else x
+    return reshape(result, _kept(x.shape, over)) if keepdims else result
+
+
+def _summable(x: Any, dtype: Any) -> Any:
+    """`x` in the type of its sum: 64 bits for integers and booleans where no type is asked for."""
+    x = operand(x)
+    if dtype is not None:
+        return cast(x, dtype)
+    if x.dtype.is_floating:
+        return x
+    return cast(x, types.uint64 if x.dtype.kind == "u" else types.int64)
+
+
+def sum(x: Any, axis: Any = None, keepdims: bool = False, *, dtype: Any = None) -> Any:
+    """The sum over `axis`; of nothing it is 0. Integers and booleans add up in 64 bits."""
+    return _reduce(Sum, _summable(x, dtype), axis, keepdims)
+
+
+def prod(x: Any, axis: Any = None, keepdims: bool = False, *, dtype: Any = None) -> Any:
+    """The product over `axis`; of nothing it is 1. Integers and booleans multiply in 64 bits."""
+    return _reduce(Prod, _summable(x, dtype), axis, keepdims)
+
+
+def max(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """The largest element over `axis`; NaN if any is NaN. Equal ones share the gradient."""
+    return _reduce(Max, operand(x), axis, keepdims)
+
+
+def min(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """The smallest element over `axis`; NaN if any is NaN. Equal ones share the gradient."""
+    return _reduce(Min, operand(x), axis, keepdims)
+
+
+def _arg_reduce(op: type[Any], x: Any, axis: int | None, keepdims: bool) -> Any:
+    x = operand(x)
+    if axis is None:
+        result = apply(op(0), reshape(x, (-1,) if x.size else (0,)))
+        return reshape(result, (1,) * x.ndim) if keepdims else result
+    position = normalize_axis(axis, x.ndim)
+    result = apply(op(position), x)
+    return reshape(result, _kept(x.shape, (position,))) if keepdims else result
+
+
+def argmax(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
+    """Position (int64) of the first largest element along `axis` (None: in row-major order of all)."""
+    return _arg_reduce(Argmax, x, axis, keepdims)
+
+
+def argmin(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
+    """Position (int64) of the first smallest element along `axis` (None: in row-major order of all)."""
+    return _arg_reduce(Argmin, x, axis, keepdims)
+
+
+def _truth(x: Any) -> Any:
+    from thalweg.ops.elementwise import not_equal
+
+    x = operand(x)
+    return x if x.dtype.is_bool else not_equal(x, 0)
+
+
+def any(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """Whether some element over `axis` is not zero, a bool tensor; False of nothing."""
+    return _reduce_truth(Max, x, axis, keepdims, False)
+
+
+def all(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """Whether every element over `axis` is not zero, a bool tensor; True of nothing."""
+    return _reduce_truth(Min, x, axis, keepdims, True)
+
+
+def _reduce_truth(op: type[Any], x: Any, axis: Any, keepdims: bool, of_nothing: bool) -> Any:
+    x = _truth(x)
+    over = normalize_axes(axis, x.ndim)
+    if 0 in [x.shape[position] for position in over]:
+        kept = [1 if p in over else extent for p, extent in enumerate(x.shape) if keepdims or p not in over]
+        return broadcast_to(operand(of_nothing), tuple(kept))
+    return _reduce(op, x, over, keepdims)
+
+
+def _count(shape: Shape, axis: Sequence[int]) -> int:
+    return math.prod(shape[position] for position in axis)
+
+
+@composite
+def _mean(x: Any, *, axis: tuple[int, ...], keepdims: bool) -> Any:
+    # 16-bit sums are divided before they are rounded: they would overflow
+    wide = cast(x, types.float32) if x.dtype.itemsize == 2 else x
+    return cast(sum(wide, axis, keepdims) / _count(x.shape, axis), x.dtype)
+
+
+@composite
+def _var(x: Any, *, axis: tuple[int, ...], keepdims: bool, correction: float) -> Any:
+    wide = cast(x, types.float32) if x.dtype.itemsize == 2 else x
+    centred = wide - _mean(wide, axis=axis, keepdims=True)
+    divisor = _count(x.shape, axis) - correction
+    return cast(sum(centred * centred, axis, keepdims) / (divisor if divisor > 0 else 0.0), x.dtype)
+
+
+def _spread(x: Any, g: Any, axis: tuple[int, ...], correction: float) -> Any:
+    """g (x - mean) / (n - correction) with `g` reduced over `axis`."""
+    divisor = _count(x.shape, axis) - correction
+    scaled = g / (divisor if divisor > 0 else 0.0)
+    return (x - _mean(x, axis=axis, keepdims=True)) * reshape(scaled, _kept(x.shape, axis))
+
+
+@_var.gradient
+def _var_gradient(
+    inputs: Any, outputs: Any, cotangents: Any, axis: tuple[int, ...], keepdims: bool, correction: float
+) -> Sequence[Any]:
+    return (_spread(inputs[0], cotangents[0] * 2.0, axis, correction),)
+
+
+@composite
+def _std(x: Any, *, axis: tuple[int, ...], keepdims: bool, correction: float) -> Any:
+    from thalweg.ops.elementwise import sqrt
+
+    return sqrt(_var(x, axis=axis, keepdims=keepdims, correction=correction))
+
+
+@_std.gradient
+def _std_gradient(
+    inputs: Any, outputs: Any, cotangents: Any, axis: tuple[int, ...], keepdims: bool, correction: float
+) -> Sequence[Any]:
+    from thalweg.ops.elementwise import equal, where
+
+    y, g = outputs[0], cotangents[0]
+    constant = equal(y, 0.0)  # no spread: the gradient is taken as 0, as in PyTorch
+    return (_spread(inputs[0], where(constant, 0.0, g / where(constant, 1.0, y)), axis, correction),)
+
+
+def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """The arithmetic mean over `axis`; NaN of nothing. Integers become float32."""
+    x = floating(x)
+    return _mean(x, axis=normalize_axes(axis, x.ndim), keepdims=bool(keepdims))
+
+
+def var(x: Any, axis: Any = None, keepdims: bool = False, *, correction: float = 0) -> Any:
+    """The variance over `axis`: squared distances from the mean divided by n - `correction` (1: unbiased)."""
+    x = floating(x)
+    return _var(x, axis=normalize_axes(axis, x.ndim), keepdims=bool(keepdims), correction=float(correction))
+
+
+def std(x: Any, axis: Any = None, keepdims: bool = False, *, correction: float = 0) -> Any:
+    """The square root of `var`."""
+    x = floating(x)
+    return _std(x, axis=normalize_axes(axis, x.ndim), keepdims=bool(keepdims), correction=float(correction))
