@@ -1,0 +1,49 @@
+"""Data sets, loaders and transforms, all in NumPy: what comes out are batches of arrays.
+
+In: idx files, image folders, arrays, any sequence of samples. Out: batches for a training step. Called by
+training loops and the command line.
+
+    train = data.mnist(split="train")
+    for images, labels in data.DataLoader(train, batch_size=64, shuffle=True, transform=data.RandomShift(2)):
+        ...
+"""
+
+from thalweg.data.dataset import ArrayDataset, BatchedDataset, Dataset, Subset, default_collate, split
+from thalweg.data.idx import read_idx, write_idx
+from thalweg.data.images import ImageFolder, read_image
+from thalweg.data.loader import DataLoader
+from thalweg.data.sampling import SampleRandom
+from thalweg.data.standard import digits, mnist
+from thalweg.data.transforms import (
+    Compose,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomShift,
+    Resize,
+    ToFloat,
+    Transform,
+)
+
+__all__ = [
+    "ArrayDataset",
+    "BatchedDataset",
+    "Compose",
+    "DataLoader",
+    "Dataset",
+    "ImageFolder",
+    "Normalize",
+    "RandomHorizontalFlip",
+    "RandomShift",
+    "Resize",
+    "SampleRandom",
+    "Subset",
+    "ToFloat",
+    "Transform",
+    "default_collate",
+    "digits",
+    "mnist",
+    "read_idx",
+    "read_image",
+    "split",
+    "write_idx",
+]
