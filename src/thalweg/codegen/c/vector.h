@@ -190,6 +190,21 @@ typedef i64x16 m64x16;
 #define TW_BROADCAST_P4(t, s) ((t##x16){{TW_REPEAT4(s)}})
 #define TW_BROADCAST_P8(t, s) ((t##x16){{TW_REPEAT8(s)}})
 
+#define TW_LANE_P1(n, v, i) (v)[i]
+#define TW_LANE_P2(n, v, i) (v).p[(i) / n][(i) % n]
+#define TW_LANE_P4 TW_LANE_P2
+#define TW_LANE_P8 TW_LANE_P2
+#define TW_FROM2(i) base[(i)*stride], base[((i) + 1) * stride]
+#define TW_FROM4(i) TW_FROM2(i), TW_FROM2(i + 2)
+#define TW_FROM8(i) TW_FROM4(i), TW_FROM4(i + 4)
+#define TW_FROM16(i) TW_FROM8(i), TW_FROM8(i + 8)
+#define TW_STRIDED_P1(t) ((t##x16){TW_FROM16(0)})
+#define TW_STRIDED_P2(t) ((t##x16){{{TW_FROM8(0)}, {TW_FROM8(8)}}})
+#define TW_STRIDED_P4(t) ((t##x16){{{TW_FROM4(0)}, {TW_FROM4(4)}, {TW_FROM4(8)}, {TW_FROM4(12)}}})
+#define TW_STRIDED_P8(t)                                                                        \
+    ((t##x16){{{TW_FROM2(0)}, {TW_FROM2(2)}, {TW_FROM2(4)}, {TW_FROM2(6)},                         \
+               {TW_FROM2(8)}, {TW_FROM2(10)}, {TW_FROM2(12)}, {TW_FROM2(14)}}})
+
 #define TW_MEMORY(t, w)                                                                            \
     /* 16 elements from memory / to memory. */                                                     \
     TW_INLINE t##x16 load_##t(const t *pointer) { return TW_PICK_##w(TW_LOAD)(t, TW_LANES_##w, pointer); } \
@@ -204,12 +219,10 @@ typedef i64x16 m64x16;
         return ((t##_lanes){.lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}}).whole; \
     }                                                                                              \
     /* Lane number 0 <= index < 16 of a vector; slow when index is not a constant. */              \
-    TW_INLINE t lane_##t(t##x16 v, int index) { return ((t##_lanes){v}).lane[index]; }             \
+    TW_INLINE t lane_##t(t##x16 v, int index) { return TW_PICK_##w(TW_LANE)(TW_LANES_##w, v, index); }             \
     /* base[0], base[stride], ...; stride in elements. */                                          \
     TW_INLINE t##x16 load_strided_##t(const t *base, int64_t stride) {                             \
-        t##_lanes r;                                                                               \
-        for (int i = 0; i < 16; i++) r.lane[i] = base[i * stride];                                 \
-        return r.whole;                                                                           \
+        return TW_PICK_##w(TW_STRIDED)(t);                                           \
     }                                                                                              \
     TW_INLINE void store_strided_##t(t *base, int64_t stride, t##x16 v) {                          \
         t##_lanes r = {v};                                                                         \
@@ -656,17 +669,75 @@ TW_FLOAT(f64, 64)
  * float -> u32: through i64, then modulo 2^32. float -> u64: negative values modulo 2^64, NaN 2^63, values >= 2^64 give 0.
  * Boolean -> number: select of 1 and 0. Number -> boolean: not_equal to 0. */
 #define TW_HALF(s, v, i) (((s##_split){v}).half[i])
-#define TW_WIDE(s, d, v, i) __builtin_convertvector(TW_HALF(s, v, i), d##_part)
-#define TW_WIDEN_P1_P1(s, d, v) __builtin_convertvector(v, d##_part)
-#define TW_WIDEN_P1_P2(s, d, v) ((d##x16){{TW_WIDE(s, d, v, 0), TW_WIDE(s, d, v, 1)}})
-#define TW_WIDEN_P2_P4(s, d, v)                                                                    \
-    ((d##x16){{TW_WIDE(s, d, (v).p[0], 0), TW_WIDE(s, d, (v).p[0], 1), TW_WIDE(s, d, (v).p[1], 0), TW_WIDE(s, d, (v).p[1], 1)}})
+#define TW_WIDE(s, d, v, i) TW_GROW_##s##_##d(TW_HALF(s, v, i))
+#define TW_WIDEN_P1_P1(s, d, v) ((d##_part)TW_GROW_##s##_##d(v))
+#define TW_WIDEN_P1_P2(s, d, v) ((d##x16){{(d##_part)TW_WIDE(s, d, v, 0), (d##_part)TW_WIDE(s, d, v, 1)}})
+#define TW_WIDER(s, d, v, i) (d##_part)TW_WIDE(s, d, (v).p[i], 0), (d##_part)TW_WIDE(s, d, (v).p[i], 1)
+#define TW_WIDEN_P2_P4(s, d, v) ((d##x16){{TW_WIDER(s, d, v, 0), TW_WIDER(s, d, v, 1)}})
 #define TW_WIDEN_P4_P8(s, d, v)                                                                    \
-    ((d##x16){{TW_WIDE(s, d, (v).p[0], 0), TW_WIDE(s, d, (v).p[0], 1), TW_WIDE(s, d, (v).p[1], 0), TW_WIDE(s, d, (v).p[1], 1), \
-               TW_WIDE(s, d, (v).p[2], 0), TW_WIDE(s, d, (v).p[2], 1), TW_WIDE(s, d, (v).p[3], 0), TW_WIDE(s, d, (v).p[3], 1)}})
+    ((d##x16){{TW_WIDER(s, d, v, 0), TW_WIDER(s, d, v, 1), TW_WIDER(s, d, v, 2), TW_WIDER(s, d, v, 3)}})
+/* gcc takes __builtin_convertvector apart into scalars where clang finds the instruction. */
+#if TW_AVX512 && !defined __clang__
+#define TW_GROW_i8_i16(x) __builtin_ia32_pmovsxbw256((tw_v16qi)(x))
+#define TW_GROW_u8_u16(x) __builtin_ia32_pmovzxbw256((tw_v16qi)(x))
+#define TW_GROW_i8_i32(x) __builtin_ia32_pmovsxbd512_mask((tw_v16qi)(x), (tw_v16si){0}, (uint16_t)-1)
+#define TW_GROW_u8_u32(x) __builtin_ia32_pmovzxbd512_mask((tw_v16qi)(x), (tw_v16si){0}, (uint16_t)-1)
+#define TW_GROW_i16_i32(x) __builtin_ia32_pmovsxwd512_mask((tw_v16hi)(x), (tw_v16si){0}, (uint16_t)-1)
+#define TW_GROW_u16_u32(x) __builtin_ia32_pmovzxwd512_mask((tw_v16hi)(x), (tw_v16si){0}, (uint16_t)-1)
+#define TW_GROW_i32_i64(x) __builtin_ia32_pmovsxdq512_mask((i32_half)(x), (tw_v8di){0}, (uint8_t)-1)
+#define TW_GROW_u32_u64(x) __builtin_ia32_pmovzxdq512_mask((i32_half)(x), (tw_v8di){0}, (uint8_t)-1)
+#define TW_GROW_f32_f64(x) __builtin_ia32_cvtps2pd512_mask(x, (f64_part){0}, (uint8_t)-1, 4)
+#define TW_GROW_i32_f64(x) __builtin_ia32_cvtdq2pd512_mask(x, (f64_part){0}, (uint8_t)-1)
+#define TW_GROW_u32_f64(x) __builtin_ia32_cvtudq2pd512_mask((i32_half)(x), (f64_part){0}, (uint8_t)-1)
+#elif TW_AVX2 && !defined __clang__
+typedef char tw_v16qi __attribute__((vector_size(16)));
+typedef short tw_v8hi __attribute__((vector_size(16)));
+#define TW_GROW_i8_i16(x) __builtin_ia32_pmovsxbw256((tw_v16qi)(x))
+#define TW_GROW_u8_u16(x) __builtin_ia32_pmovzxbw256((tw_v16qi)(x))
+#define TW_GROW_i16_i32(x) __builtin_ia32_pmovsxwd256((tw_v8hi)(x))
+#define TW_GROW_u16_u32(x) __builtin_ia32_pmovzxwd256((tw_v8hi)(x))
+#define TW_GROW_i32_i64(x) __builtin_ia32_pmovsxdq256((i32_half)(x))
+#define TW_GROW_u32_u64(x) __builtin_ia32_pmovzxdq256((i32_half)(x))
+#define TW_GROW_f32_f64(x) __builtin_ia32_cvtps2pd256(x)
+#define TW_GROW_i32_f64(x) __builtin_ia32_cvtdq2pd256(x)
+#define TW_GROW_u32_f64(x) __builtin_convertvector(x, f64_part)
+#else
+#define TW_GROW_i8_i16(x) __builtin_convertvector(x, i16_part)
+#define TW_GROW_u8_u16(x) __builtin_convertvector(x, u16_part)
+#define TW_GROW_i8_i32(x) __builtin_convertvector(x, i32_part)
+#define TW_GROW_u8_u32(x) __builtin_convertvector(x, u32_part)
+#define TW_GROW_i16_i32(x) __builtin_convertvector(x, i32_part)
+#define TW_GROW_u16_u32(x) __builtin_convertvector(x, u32_part)
+#define TW_GROW_i32_i64(x) __builtin_convertvector(x, i64_part)
+#define TW_GROW_u32_u64(x) __builtin_convertvector(x, u64_part)
+#define TW_GROW_f32_f64(x) __builtin_convertvector(x, f64_part)
+#define TW_GROW_i32_f64(x) __builtin_convertvector(x, f64_part)
+#define TW_GROW_u32_f64(x) __builtin_convertvector(x, f64_part)
+#endif
+/* Two halves as one register. */
+#if __has_builtin(__builtin_shufflevector) && TW_BYTES == 64
+#define TW_BOTH(d, a, b) ((d##_part)__builtin_shufflevector((f64_half)(a), (f64_half)(b), 0, 1, 2, 3, 4, 5, 6, 7))
+#elif __has_builtin(__builtin_shufflevector) && TW_BYTES == 32
+#define TW_BOTH(d, a, b) ((d##_part)__builtin_shufflevector((f64_half)(a), (f64_half)(b), 0, 1, 2, 3))
+#else
+#define TW_BOTH(d, a, b) (((d##_split){.half = {a, b}}).whole)
+#endif
+/* The lower half of every integer: the even lanes of the pair, seen as narrow integers. */
+#define TW_EVEN_4 0, 2, 4, 6
+#define TW_EVEN_8 TW_EVEN_4, 8, 10, 12, 14
+#define TW_EVEN_16 TW_EVEN_8, 16, 18, 20, 22, 24, 26, 28, 30
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "The Thalweg vector library needs a little-endian machine."
+#endif
+#define TW_EVEN_LANES(d, lanes, a, b) TW_SHUFFLE2(d, (d##_part)(a), (d##_part)(b), TW_JOIN(TW_EVEN_, lanes))
+#define TW_LOWER_P2_P1(d, n, v) TW_EVEN_LANES(d, n, (v).p[0], (v).p[1])
+#define TW_LOWER_P4_P2(d, n, v) ((d##x16){{TW_EVEN_LANES(d, n, (v).p[0], (v).p[1]), TW_EVEN_LANES(d, n, (v).p[2], (v).p[3])}})
+#define TW_LOWER_P8_P4(d, n, v)                                                                    \
+    ((d##x16){{TW_EVEN_LANES(d, n, (v).p[0], (v).p[1]), TW_EVEN_LANES(d, n, (v).p[2], (v).p[3]),   \
+               TW_EVEN_LANES(d, n, (v).p[4], (v).p[5]), TW_EVEN_LANES(d, n, (v).p[6], (v).p[7])}})
+#define TW_LOWER_P1_P1(d, n, v) __builtin_convertvector(v, d##_part)
 #define TW_NEAR(s, d, v) __builtin_convertvector(v, d##_half)
-#define TW_NARROW(s, d, f, a, b) (((d##_split){.half = {f(s, d, a), f(s, d, b)}}).whole)
-#define TW_NARROW_P1_P1(s, d, f, v) __builtin_convertvector(v, d##_part)
+#define TW_NARROW(s, d, f, a, b) TW_BOTH(d, f(s, d, a), f(s, d, b))
 #define TW_NARROW_P2_P1(s, d, f, v) TW_NARROW(s, d, f, (v).p[0], (v).p[1])
 #define TW_NARROW_P4_P2(s, d, f, v) ((d##x16){{TW_NARROW(s, d, f, (v).p[0], (v).p[1]), TW_NARROW(s, d, f, (v).p[2], (v).p[3])}})
 #define TW_NARROW_P8_P4(s, d, f, v)                                                                \
@@ -676,22 +747,25 @@ TW_FLOAT(f64, 64)
 #define TW_WIDEN_8 TW_WIDEN_P1_P1
 #define TW_WIDEN_16 TW_WIDEN_P1_P1
 #define TW_WIDEN_32 TW_WIDEN_P1_P2
-#define TW_NARROW_16 TW_NARROW_P1_P1
-#define TW_NARROW_32 TW_NARROW_P1_P1
+#define TW_LOWER_16 TW_LOWER_P1_P1
+#define TW_LOWER_32 TW_LOWER_P1_P1
+#define TW_LOWER_64 TW_LOWER_P2_P1
 #define TW_NARROW_64 TW_NARROW_P2_P1
 #elif TW_BYTES == 32
 #define TW_WIDEN_8 TW_WIDEN_P1_P1
 #define TW_WIDEN_16 TW_WIDEN_P1_P2
 #define TW_WIDEN_32 TW_WIDEN_P2_P4
-#define TW_NARROW_16 TW_NARROW_P1_P1
-#define TW_NARROW_32 TW_NARROW_P2_P1
+#define TW_LOWER_16 TW_LOWER_P1_P1
+#define TW_LOWER_32 TW_LOWER_P2_P1
+#define TW_LOWER_64 TW_LOWER_P4_P2
 #define TW_NARROW_64 TW_NARROW_P4_P2
 #else
 #define TW_WIDEN_8 TW_WIDEN_P1_P2
 #define TW_WIDEN_16 TW_WIDEN_P2_P4
 #define TW_WIDEN_32 TW_WIDEN_P4_P8
-#define TW_NARROW_16 TW_NARROW_P2_P1
-#define TW_NARROW_32 TW_NARROW_P4_P2
+#define TW_LOWER_16 TW_LOWER_P2_P1
+#define TW_LOWER_32 TW_LOWER_P4_P2
+#define TW_LOWER_64 TW_LOWER_P8_P4
 #define TW_NARROW_64 TW_NARROW_P8_P4
 #endif
 #define TW_AS_i32(t, v) __builtin_convertvector(v, i32_part)
@@ -776,11 +850,11 @@ TW_VIA(i16, i32, u64)
 TW_VIA(u16, u32, i64)
 TW_VIA(u16, u32, u64)
 /* narrower integers */
-TW_CONVERT(i64, i32, TW_NARROW_64(i64, i32, TW_NEAR, v))
-TW_CONVERT(i32, i16, TW_NARROW_32(i32, i16, TW_NEAR, v))
-TW_CONVERT(i16, i8, TW_NARROW_16(i16, i8, TW_NEAR, v))
+TW_CONVERT(i64, i32, TW_LOWER_64(i32, TW_LANES_32, v))
+TW_CONVERT(i32, i16, TW_LOWER_32(i16, TW_LANES_16, v))
+TW_CONVERT(i16, i8, TW_LOWER_16(i8, TW_LANES_8, v))
 #if TW_AVX512
-TW_CONVERT(i32, i8, TW_NARROW_32(i32, i8, TW_NEAR, v))
+TW_CONVERT(i32, i8, TW_LOWER_32(i8, TW_LANES_8, v))
 #else
 TW_VIA(i32, i16, i8)
 #endif
@@ -914,10 +988,8 @@ TW_INLINE uint32_t mask_bits_i64(m64x16 m) {
 }
 #else
 #if TW_AVX2 || TW_SSE2
-TW_INLINE uint32_t mask_bits_i8(m8x16 m) {
-    typedef char bytes __attribute__((vector_size(16)));
-    return (uint32_t)__builtin_ia32_pmovmskb128((bytes)m);
-}
+typedef char tw_bytes __attribute__((vector_size(16)));
+TW_INLINE uint32_t mask_bits_i8(m8x16 m) { return (uint32_t)__builtin_ia32_pmovmskb128((tw_bytes)m); }
 #else
 TW_INLINE uint32_t mask_bits_i8(m8x16 m) {
     uint32_t bits = 0;
@@ -926,8 +998,18 @@ TW_INLINE uint32_t mask_bits_i8(m8x16 m) {
 }
 #endif
 TW_INLINE uint32_t mask_bits_i16(m16x16 m) { return mask_bits_i8(convert_i16_to_i8(m)); }
+#if TW_AVX2
+TW_INLINE uint32_t mask_bits_i32(m32x16 m) {
+    return (uint32_t)(__builtin_ia32_movmskps256((f32_part)m.p[0]) | __builtin_ia32_movmskps256((f32_part)m.p[1]) << 8);
+}
+TW_INLINE uint32_t mask_bits_i64(m64x16 m) {
+    return (uint32_t)(__builtin_ia32_movmskpd256((f64_part)m.p[0]) | __builtin_ia32_movmskpd256((f64_part)m.p[1]) << 4 |
+                      __builtin_ia32_movmskpd256((f64_part)m.p[2]) << 8 | __builtin_ia32_movmskpd256((f64_part)m.p[3]) << 12);
+}
+#else
 TW_INLINE uint32_t mask_bits_i32(m32x16 m) { return mask_bits_i8(convert_i32_to_i8(m)); }
 TW_INLINE uint32_t mask_bits_i64(m64x16 m) { return mask_bits_i8(convert_i64_to_i8(m)); }
+#endif
 #endif
 /* Lanes i < n as a mask; whether any / all lanes are true (0 or 1). */
 #define TW_MASK(t)                                                                                 \
