@@ -1,0 +1,627 @@
+"""Contractions kept whole: the batched matrix product and the three modes of the n-dimensional convolution.
+
+In come op functions (`linear`, `conv`, `einsum`, attention, ...) and users; out go single nodes that a backend gives its
+best kernel. Both families are closed under differentiation: the gradient of a matrix product is two matrix products
+with transpose flags, the gradients of each mode of the convolution are the two other modes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thalweg.errors import ArgumentError, DTypeError, ShapeError
+from thalweg.graph import AxisGroup, Kind, Op
+from thalweg.ops.core import apply, broadcast_shapes, composite, operand, primitive, promoted, require
+from thalweg.ops.movement import broadcast_to, reshape
+from thalweg.ops.reduction import sum as reduce_sum
+from thalweg.types import Type
+
+Array = np.ndarray[Any, Any]
+Pairs = tuple[tuple[int, int], ...]
+
+
+def in_float32(array: Array) -> Array:
+    """16-bit floating point as float32: products of such arrays accumulate in float32."""
+    return array.astype(np.float32) if array.dtype.kind in "fV" and array.dtype.itemsize == 2 else array
+
+
+# ---- matrix product -------------------------------------------------------------------------------------------------
+
+
+@primitive("matmul", Kind.CONTRACTION, combine="sum")
+class MatMul(Op):
+    """[.., M, K] x [.., K, N] -> [.., M, N] with equal leading axes; the flags swap the last two axes of an operand.
+
+    float16 and bfloat16 accumulate in float32.
+    """
+
+    transpose_a: bool = False
+    transpose_b: bool = False
+
+    def _sizes(self, x: Type, y: Type) -> tuple[int, int, int, int]:
+        """M, K of x, K of y, N."""
+        m, k = (x.shape[-1], x.shape[-2]) if self.transpose_a else (x.shape[-2], x.shape[-1])
+        k2, n = (y.shape[-1], y.shape[-2]) if self.transpose_b else (y.shape[-2], y.shape[-1])
+        return m, k, k2, n
+
+    def infer(self, x: Type, y: Type) -> tuple[Type, ...]:
+        require(x.ndim >= 2 and y.ndim >= 2, f"matmul needs at least two axes, received {x} and {y}")
+        if x.dtype is not y.dtype or x.dtype.is_bool:
+            raise DTypeError(f"matmul needs numbers of one element type, received {x.dtype} and {y.dtype}")
+        require(x.shape[:-2] == y.shape[:-2], f"matmul needs equal batch axes, received {x} and {y}")
+        m, k, k2, n = self._sizes(x, y)
+        flags = "".join(f" transpose_{name}=True" for name, flag in zip("ab", self.attributes().values(), strict=True) if flag)
+        require(
+            k == k2,
+            f"matmul sums over an axis of size {k} of the first operand and one of size {k2} of the second one; "
+            f"they must be equal (shapes {x.shape} and {y.shape}{',' + flags if flags else ''})",
+        )
+        return (Type(x.dtype, (*x.shape[:-2], m, n)),)
+
+    def reference(self, x: Array, y: Array) -> Array:
+        left = np.swapaxes(x, -1, -2) if self.transpose_a else x
+        right = np.swapaxes(y, -1, -2) if self.transpose_b else y
+        return np.matmul(in_float32(left), in_float32(right)).astype(x.dtype, copy=False)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        x, y = inputs
+        (g,) = cotangents
+        by_x = (
+            apply(MatMul(self.transpose_b, True), y, g)
+            if self.transpose_a
+            else apply(MatMul(False, not self.transpose_b), g, y)
+        )
+        by_y = (
+            apply(MatMul(True, self.transpose_a), g, x)
+            if self.transpose_b
+            else apply(MatMul(not self.transpose_a, False), x, g)
+        )
+        return (by_x, by_y)
+
+    def axes(self, x: Type, y: Type) -> tuple[AxisGroup, ...]:
+        first, last = x.ndim - 2, x.ndim - 1
+        m, k = (last, first) if self.transpose_a else (first, last)
+        k2, n = (last, first) if self.transpose_b else (first, last)
+        batch = tuple(AxisGroup((axis, axis), (axis,)) for axis in range(first))
+        return (
+            *batch,
+            AxisGroup((m, None), (first,)),
+            AxisGroup((None, n), (last,)),
+            AxisGroup((k, k2), (None,)),
+        )
+
+    def operations(self, inputs: Sequence[Type], outputs: Sequence[Type]) -> int:
+        return 2 * outputs[0].size * self._sizes(*inputs)[1]
+
+
+def matmul(x: Any, y: Any) -> Any:
+    """The matrix product with NumPy's rules (array API `matmul`).
+
+    The last axis of `x` is summed with the second to last (of a 1-d `y`: the only) axis of `y`; 1-d operands act as a
+    row and a column whose axis is dropped from the result; leading axes broadcast. Where only `x` has leading axes they
+    are folded into its rows, so that one 2-d product is computed. Raises `ShapeError` for 0-d operands, for sizes that
+    differ and for leading axes that do not broadcast.
+    """
+    x, y = promoted(x, y)
+    if x.ndim == 0 or y.ndim == 0:
+        raise ShapeError(
+            f"matmul needs operands with at least one axis, received shapes {x.shape} and {y.shape}; "
+            "write x * y for a product with a number"
+        )
+    _check_inner(x, y)
+    row, column = x.ndim == 1, y.ndim == 1
+    result = _matmul(reshape(x, (1, *x.shape)) if row else x, reshape(y, (*y.shape, 1)) if column else y)
+    if row or column:
+        shape = result.shape[:-2] + (() if row else result.shape[-2:-1]) + (() if column else result.shape[-1:])
+        result = reshape(result, shape)
+    return result
+
+
+def _check_inner(x: Any, y: Any) -> None:
+    axis = -2 if y.ndim > 1 else -1
+    if x.shape[-1] != y.shape[axis]:
+        hint = ""
+        if y.ndim > 1 and x.shape[-1] == y.shape[-1]:
+            hint = "; the last axes agree: transpose the second operand"
+        raise ShapeError(
+            f"matmul needs axis -1 of the first operand and axis {axis} of the second one to have equal sizes, "
+            f"received {x.shape[-1]} and {y.shape[axis]} (shapes {x.shape} and {y.shape}){hint}"
+        )
+
+
+def _matmul(x: Any, y: Any) -> Any:
+    """The product of operands with at least two axes: leading axes folded or broadcast."""
+    if y.ndim == 2 and x.ndim > 2:
+        rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+        return reshape(apply(MatMul(), rows, y), (*x.shape[:-1], y.shape[-1]))
+    batch = broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    if x.shape[:-2] != batch:
+        x = broadcast_to(x, (*batch, *x.shape[-2:]))
+    if y.shape[:-2] != batch:
+        y = broadcast_to(y, (*batch, *y.shape[-2:]))
+    return apply(MatMul(), x, y)
+
+
+# ---- convolution ----------------------------------------------------------------------------------------------------
+
+
+def per_axis(value: Any, count: int, what: str, least: int) -> tuple[int, ...]:
+    """An integer for all axes or a sequence with one for each, as a tuple; raises `ArgumentError`."""
+    listed = tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
+    whole = all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in listed)
+    if len(listed) != count or not whole or any(item < least for item in listed):
+        raise ArgumentError(
+            f"{what} must be an integer from {least} on, or {count} of them (one for each spatial axis), received {value!r}"
+        )
+    return tuple(int(item) for item in listed)
+
+
+def padding_pairs(padding: Any, kernel: Sequence[int], dilation: Sequence[int], strides: Sequence[int]) -> Pairs:
+    """`padding` (integer, one per axis, (low, high) pairs, "same" or "valid") as (low, high) pairs.
+
+    "same" keeps the size; where the padding is odd the larger part is at the end, as in PyTorch.
+    """
+    if isinstance(padding, str):
+        if padding == "valid":
+            return ((0, 0),) * len(kernel)
+        if padding != "same":
+            raise ArgumentError(f'padding must be "same", "valid", an integer or a tuple of them, received {padding!r}')
+        if any(stride != 1 for stride in strides):
+            raise ArgumentError(
+                f'padding="same" needs stride 1, received stride {tuple(strides)}; give the padding as numbers'
+            )
+        totals = [spread * (size - 1) for spread, size in zip(dilation, kernel, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    if isinstance(padding, (tuple, list)) and any(isinstance(item, (tuple, list)) for item in padding):
+        if len(padding) != len(kernel):
+            raise ArgumentError(f"padding needs {len(kernel)} pairs (low, high), received {padding!r}")
+        pairs = (per_axis(pair, 2, "each pair (low, high) of padding", 0) for pair in padding)
+        return tuple((low, high) for low, high in pairs)
+    return tuple((size, size) for size in per_axis(padding, len(kernel), "padding", 0))
+
+
+def window_positions(
+    size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, what: str, axis: int
+) -> int:
+    """How many windows fit along one axis; raises `ShapeError` where none does."""
+    extent = dilation * (kernel - 1) + 1
+    padded = size + padding[0] + padding[1]
+    require(
+        padded >= extent,
+        f"{what}: the window covers {extent} elements of spatial axis {axis}, the input has {size}"
+        + (f" ({padded} with padding {padding})" if padded != size else ""),
+    )
+    return (padded - extent) // stride + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Op):
+    """What the three modes share: the geometry of y[b, k, o] = sum over c, t of x[b, c, o*stride + t*dilation - low] w[k, c, t].
+
+    x is [B, C, *spatial], w [K, C/groups, *kernel], y [B, K, *out]; output channel k reads the C/groups input channels of
+    its group. One, two or three spatial axes.
+    """
+
+    strides: tuple[int, ...]
+    padding: Pairs
+    dilation: tuple[int, ...]
+    groups: int
+
+    def output_shape(self, x: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
+        """Shape of y; raises `ShapeError` where x, w and the attributes do not fit together."""
+        rank = len(self.strides)
+        require(
+            1 <= rank <= 3 and len(self.padding) == len(self.dilation) == rank,
+            f"convolution has 1 to 3 spatial axes, received strides {self.strides}, padding {self.padding}, "
+            f"dilation {self.dilation}",
+        )
+        require(
+            len(x) == rank + 2,
+            f"convolution over {rank} spatial axes needs an input [batch, channels, {', '.join(['size'] * rank)}] with "
+            f"{rank + 2} axes, received shape {tuple(x)}",
+        )
+        require(
+            len(w) == rank + 2,
+            f"convolution over {rank} spatial axes needs a weight [output channels, input channels / groups, "
+            f"{', '.join(['kernel'] * rank)}], received shape {tuple(w)}",
+        )
+        require(
+            x[1] == w[1] * self.groups,
+            f"convolution: axis 1 (channels) of the input has size {x[1]}, the weight {tuple(w)} with groups={self.groups} "
+            f"needs {w[1] * self.groups}",
+        )
+        require(
+            w[0] % self.groups == 0,
+            f"convolution: {w[0]} output channels cannot be divided into {self.groups} groups",
+        )
+        positions = (
+            window_positions(*size, "convolution", axis)
+            for axis, size in enumerate(zip(x[2:], w[2:], self.strides, self.padding, self.dilation, strict=True))
+        )
+        return (x[0], w[0], *positions)
+
+    def check_dtypes(self, first: Type, second: Type) -> None:
+        if first.dtype is not second.dtype or not first.dtype.is_floating:
+            raise DTypeError(
+                f"convolution needs floating-point tensors of one element type, received {first.dtype} and {second.dtype}"
+            )
+
+    def pointwise(self, kernel: Sequence[int]) -> bool:
+        """Whether each output position depends on the same input position only."""
+        return all(size == 1 for size in (*kernel, *self.strides)) and not any(map(any, self.padding))
+
+    def mapped(self, x: int | None, w: int | None, y: int | None, axis: int) -> AxisGroup:
+        """One axis by its place in x, w and y, in the order of this mode's inputs and output."""
+        raise NotImplementedError
+
+    def geometry_axes(self, kernel: Sequence[int]) -> tuple[AxisGroup, ...]:
+        """Batch, channels (of an ungrouped convolution) and the spatial axes of a 1x1 convolution."""
+        groups = [self.mapped(0, None, 0, 0)]
+        if self.groups == 1:
+            groups += [self.mapped(None, 0, 1, 0), self.mapped(1, 1, None, 0)]
+        if self.pointwise(kernel):
+            groups += [self.mapped(axis, None, axis, axis) for axis in range(2, len(kernel) + 2)]
+        return tuple(groups)
+
+    def multiplications(self, w: Sequence[int], y: Sequence[int]) -> int:
+        """Dense operations (padding counted as if it were there), two for a multiplication with its addition."""
+        return 2 * math.prod(y) * math.prod(w[1:])
+
+
+def _padded(x: Array, padding: Pairs) -> Array:
+    """x with a border of zeros around its spatial axes."""
+    if not any(map(any, padding)):
+        return x
+    shape = (*x.shape[:2], *(size + low + high for size, (low, high) in zip(x.shape[2:], padding, strict=True)))
+    result = np.zeros(shape, x.dtype)
+    inside = (slice(low, low + size) for size, (low, _) in zip(x.shape[2:], padding, strict=True))
+    result[(slice(None), slice(None), *inside)] = x
+    return result
+
+
+def _columns(x: Array, op: Convolution, kernel: Sequence[int], out: Sequence[int]) -> Array:
+    """A view [B, C, *kernel, *out] of padded x: the element that each tap of each window reads."""
+    batch, channel, *spatial = x.strides
+    taps = (stride * spread for stride, spread in zip(spatial, op.dilation, strict=True))
+    moves = (stride * step for stride, step in zip(spatial, op.strides, strict=True))
+    return np.lib.stride_tricks.as_strided(
+        x, (*x.shape[:2], *kernel, *out), (batch, channel, *taps, *moves), writeable=x.flags.writeable
+    )
+
+
+_BLOCK = 1 << 22  # elements of unfolded columns at a time: bounds the memory that a reference takes beside its result
+
+
+def _batch_blocks(batch: int, elements_per_sample: int) -> list[slice]:
+    step = max(1, _BLOCK // max(1, elements_per_sample))
+    return [slice(start, start + step) for start in range(0, batch, step)]
+
+
+@primitive("convolution", Kind.CONTRACTION, combine="sum")
+class ConvolutionForward(Convolution):
+    """y of x and w (a cross-correlation, as in every deep-learning framework)."""
+
+    def infer(self, x: Type, w: Type) -> tuple[Type, ...]:
+        self.check_dtypes(x, w)
+        return (Type(x.dtype, self.output_shape(x.shape, w.shape)),)
+
+    def reference(self, x: Array, w: Array) -> Array:
+        batch, _, *out = shape = self.output_shape(x.shape, w.shape)
+        source, kernel = _padded(in_float32(x), self.padding), w.shape[2:]
+        filters = in_float32(w).reshape(self.groups, w.shape[0] // self.groups, math.prod(w.shape[1:]))
+        result = np.empty((batch, self.groups, filters.shape[1], math.prod(out)), source.dtype)
+        for block in _batch_blocks(batch, x.shape[1] * math.prod(kernel) * math.prod(out)):
+            columns = _columns(source[block], self, kernel, out)
+            columns = columns.reshape(columns.shape[0], self.groups, filters.shape[2], math.prod(out))
+            np.matmul(filters, columns, out=result[block])
+        return result.reshape(shape).astype(x.dtype, copy=False)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        (x, w), (g,) = inputs, cotangents
+        return (input_gradient(self, g, w, x.shape[2:]), weight_gradient(self, x, g, w.shape[2:]))
+
+    def mapped(self, x: int | None, w: int | None, y: int | None, axis: int) -> AxisGroup:
+        return AxisGroup((x, w), (y,))
+
+    def axes(self, x: Type, w: Type) -> tuple[AxisGroup, ...]:
+        return self.geometry_axes(w.shape[2:])
+
+    def operations(self, inputs: Sequence[Type], outputs: Sequence[Type]) -> int:
+        return self.multiplications(inputs[1].shape, outputs[0].shape)
+
+
+@primitive("convolution_input_gradient", Kind.CONTRACTION, combine="sum")
+class ConvolutionInputGradient(Convolution):
+    """The gradient [B, C, *spatial] with respect to x of the convolution, from y's cotangent and w: its transpose in x.
+
+    `spatial` is x's spatial shape: several sizes lead to the same size of y where a stride is above 1.
+    """
+
+    spatial: tuple[int, ...]
+
+    def infer(self, g: Type, w: Type) -> tuple[Type, ...]:
+        self.check_dtypes(g, w)
+        require(g.ndim == w.ndim >= 3, f"convolution_input_gradient needs operands of equal rank, received {g} and {w}")
+        shape = (g.shape[0], w.shape[1] * self.groups, *self.spatial)
+        expected = self.output_shape(shape, w.shape)
+        require(
+            g.shape == expected,
+            f"convolution_input_gradient: an input of shape {shape} gives outputs of shape {expected}, received {g.shape}",
+        )
+        return (Type(g.dtype, shape),)
+
+    def reference(self, g: Array, w: Array) -> Array:
+        (batch, _, *out), kernel = g.shape, w.shape[2:]
+        channels = w.shape[1] * self.groups
+        filters = in_float32(w).reshape(self.groups, w.shape[0] // self.groups, math.prod(w.shape[1:]))
+        cotangent = in_float32(g).reshape(batch, self.groups, filters.shape[1], math.prod(out))
+        sizes = [size + low + high for size, (low, high) in zip(self.spatial, self.padding, strict=True)]
+        result = np.zeros((batch, channels, *sizes), cotangent.dtype)
+        for block in _batch_blocks(batch, channels * math.prod(kernel) * math.prod(out)):
+            columns = np.matmul(filters.transpose(0, 2, 1), cotangent[block])
+            columns = columns.reshape(-1, channels, *kernel, *out)
+            target = _columns(result[block], self, kernel, out)
+            for tap in np.ndindex(*kernel):  # taps one after the other: the windows of one tap never overlap
+                target[(slice(None), slice(None), *tap)] += columns[(slice(None), slice(None), *tap)]
+        inside = (slice(low, low + size) for size, (low, _) in zip(self.spatial, self.padding, strict=True))
+        return np.ascontiguousarray(result[(slice(None), slice(None), *inside)]).astype(g.dtype, copy=False)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        (g, w), (c,) = inputs, cotangents
+        return (forward(self, c, w), weight_gradient(self, c, g, w.shape[2:]))
+
+    def mapped(self, x: int | None, w: int | None, y: int | None, axis: int) -> AxisGroup:
+        return AxisGroup((y, w), (x,))
+
+    def axes(self, g: Type, w: Type) -> tuple[AxisGroup, ...]:
+        return self.geometry_axes(w.shape[2:])
+
+    def operations(self, inputs: Sequence[Type], outputs: Sequence[Type]) -> int:
+        return self.multiplications(inputs[1].shape, inputs[0].shape)
+
+
+@primitive("convolution_weight_gradient", Kind.CONTRACTION, combine="sum")
+class ConvolutionWeightGradient(Convolution):
+    """The gradient [K, C/groups, *kernel] with respect to w of the convolution, from x and y's cotangent.
+
+    `kernel` is w's spatial shape: several sizes lead to the same size of y where a stride is above 1.
+    """
+
+    kernel: tuple[int, ...]
+
+    def infer(self, x: Type, g: Type) -> tuple[Type, ...]:
+        self.check_dtypes(x, g)
+        require(x.ndim == g.ndim >= 3, f"convolution_weight_gradient needs operands of equal rank, received {x} and {g}")
+        require(
+            x.shape[1] % self.groups == 0,
+            f"convolution_weight_gradient: {x.shape[1]} input channels cannot be divided into {self.groups} groups",
+        )
+        shape = (g.shape[1], x.shape[1] // self.groups, *self.kernel)
+        expected = self.output_shape(x.shape, shape)
+        require(
+            g.shape == expected,
+            f"convolution_weight_gradient: an input of shape {x.shape} and a weight of shape {shape} give outputs of "
+            f"shape {expected}, received {g.shape}",
+        )
+        return (Type(x.dtype, shape),)
+
+    def reference(self, x: Array, g: Array) -> Array:
+        batch, filters, *out = g.shape
+        source, cotangent = _padded(in_float32(x), self.padding), in_float32(g)
+        members, taps = x.shape[1] // self.groups, math.prod(self.kernel)
+        result = np.zeros((self.groups, filters // self.groups, members * taps), source.dtype)
+        rank = len(self.kernel)
+        order = (1, *range(2, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))  # [C, *kernel, B, *out]
+        for block in _batch_blocks(batch, x.shape[1] * taps * math.prod(out)):
+            columns = _columns(source[block], self, self.kernel, out).transpose(order)
+            columns = columns.reshape(self.groups, members * taps, -1)
+            rows = cotangent[block].swapaxes(0, 1).reshape(self.groups, filters // self.groups, -1)
+            result += np.matmul(rows, columns.transpose(0, 2, 1))
+        return result.reshape(filters, members, *self.kernel).astype(x.dtype, copy=False)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        (x, g), (c,) = inputs, cotangents
+        return (input_gradient(self, g, c, x.shape[2:]), forward(self, x, c))
+
+    def mapped(self, x: int | None, w: int | None, y: int | None, axis: int) -> AxisGroup:
+        return AxisGroup((x, y), (w,))
+
+    def axes(self, x: Type, g: Type) -> tuple[AxisGroup, ...]:
+        return self.geometry_axes(self.kernel)
+
+    def operations(self, inputs: Sequence[Type], outputs: Sequence[Type]) -> int:
+        return self.multiplications(outputs[0].shape, inputs[1].shape)
+
+
+def forward(op: Convolution, x: Any, w: Any) -> Any:
+    """The convolution of x and w with the geometry of `op`."""
+    return apply(ConvolutionForward(op.strides, op.padding, op.dilation, op.groups), x, w)
+
+
+def input_gradient(op: Convolution, g: Any, w: Any, spatial: Sequence[int]) -> Any:
+    """The gradient of the convolution with the geometry of `op` with respect to an input with these spatial sizes."""
+    return apply(ConvolutionInputGradient(op.strides, op.padding, op.dilation, op.groups, tuple(spatial)), g, w)
+
+
+def weight_gradient(op: Convolution, x: Any, g: Any, kernel: Sequence[int]) -> Any:
+    """The gradient of the convolution with the geometry of `op` with respect to a weight of this kernel shape."""
+    return apply(ConvolutionWeightGradient(op.strides, op.padding, op.dilation, op.groups, tuple(kernel)), x, g)
+
+
+def geometry(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> ConvolutionForward:
+    """The convolution op for an input, a weight and attributes as users write them; raises `ArgumentError`."""
+    if w.ndim not in (3, 4, 5):
+        raise ShapeError(
+            "convolution needs a weight [output channels, input channels / groups, *kernel] with 1 to 3 kernel axes, "
+            f"received shape {w.shape}"
+        )
+    rank = w.ndim - 2
+    if any(size == 0 for size in w.shape[2:]):
+        raise ShapeError(f"convolution needs a kernel without empty axes, received a weight of shape {w.shape}")
+    strides = per_axis(stride, rank, "stride", 1)
+    spread = per_axis(dilation, rank, "dilation", 1)
+    (count,) = per_axis(groups, 1, "groups", 1)
+    return ConvolutionForward(strides, padding_pairs(padding, w.shape[2:], spread, strides), spread, count)
+
+
+def convolution(
+    x: Any, w: Any, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
+    """The n-dimensional convolution (cross-correlation) of deep learning, n = 1, 2 or 3, as PyTorch's `conv{n}d`.
+
+    `x` is [B, C, *spatial], `w` [K, C / groups, *kernel], the result [B, K, *out] with
+    out = floor((size + low + high - dilation * (kernel - 1) - 1) / stride) + 1. `padding` is an integer, one for each
+    axis, a (low, high) pair for each axis, "same" or "valid". Raises `ShapeError` where the sizes do not fit.
+    """
+    x, w = promoted(operand(x), operand(w))
+    return apply(geometry(x, w, stride, padding, dilation, groups), x, w)
+
+
+# ---- convolution layers ---------------------------------------------------------------------------------------------
+
+
+def _with_bias(y: Any, bias: Any) -> Any:
+    """y plus one number for each channel (axis 1)."""
+    if bias is None:
+        return y
+    require(
+        bias.shape == (y.shape[1],),
+        f"the bias must have one element for each output channel, shape ({y.shape[1]},), received {bias.shape}",
+    )
+    return y + reshape(bias, (y.shape[1], *(1,) * (y.ndim - 2)))
+
+
+def _channel_sum(g: Any) -> Any:
+    return reduce_sum(g, (0, *range(2, g.ndim)))
+
+
+@composite
+def _conv(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    *,
+    strides: tuple[int, ...],
+    padding: Pairs,
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Any:
+    return _with_bias(apply(ConvolutionForward(strides, padding, dilation, groups), x, w), bias)
+
+
+@_conv.gradient
+def _conv_gradient(inputs: Any, outputs: Any, cotangents: Any, **attributes: Any) -> Sequence[Any]:
+    # what the body gives, without computing the convolution again where values are computed at once
+    (x, w, bias), (g,) = inputs, cotangents
+    op = ConvolutionForward(**attributes)
+    by_bias = None if bias is None else _channel_sum(g)
+    return (input_gradient(op, g, w, x.shape[2:]), weight_gradient(op, x, g, w.shape[2:]), by_bias)
+
+
+@_conv.reference
+def _conv_reference(x: Array, w: Array, bias: Array | None, **attributes: Any) -> Array:
+    result = ConvolutionForward(**attributes).reference(x, w)
+    return result if bias is None else result + bias.reshape(-1, *(1,) * (x.ndim - 2))
+
+
+def conv(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """`convolution` plus an optional `bias` [K]: PyTorch's `conv{n}d` for [B, C, *spatial] with n = 1, 2 or 3."""
+    x, w, bias = _layer_operands(x, w, bias)
+    return _conv(x, w, bias, **geometry(x, w, stride, padding, dilation, groups).attributes())
+
+
+def _layer_operands(x: Any, w: Any, bias: Any) -> tuple[Any, Any, Any]:
+    if bias is None:
+        x, w = promoted(operand(x), operand(w))
+        return x, w, None
+    x, w, bias = promoted(operand(x), operand(w), operand(bias))
+    return x, w, bias
+
+
+@composite
+def _conv_transpose(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    *,
+    strides: tuple[int, ...],
+    padding: Pairs,
+    dilation: tuple[int, ...],
+    groups: int,
+    spatial: tuple[int, ...],
+) -> Any:
+    return _with_bias(apply(ConvolutionInputGradient(strides, padding, dilation, groups, spatial), x, w), bias)
+
+
+@_conv_transpose.gradient
+def _conv_transpose_gradient(
+    inputs: Any, outputs: Any, cotangents: Any, *, spatial: tuple[int, ...], **attributes: Any
+) -> Sequence[Any]:
+    (x, w, bias), (g,) = inputs, cotangents
+    op = ConvolutionForward(**attributes)
+    by_bias = None if bias is None else _channel_sum(g)
+    return (forward(op, g, w), weight_gradient(op, g, x, w.shape[2:]), by_bias)
+
+
+def conv_transpose(
+    x: Any,
+    w: Any,
+    bias: Any = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Any:
+    """The transposed convolution, PyTorch's `conv_transpose{n}d`: the gradient of `conv` with respect to its input.
+
+    `x` is [B, C, *spatial], `w` [C, K / groups, *kernel], the result [B, K, *out] with
+    out = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1; `padding` is an integer or one
+    for each axis, `output_padding` is below `stride` or `dilation`. Raises `ShapeError` where the sizes do not fit.
+    """
+    x, w, bias = _layer_operands(x, w, bias)
+    op = geometry(x, w, stride, padding, dilation, groups)
+    rank = len(op.strides)
+    if isinstance(padding, str):
+        raise ArgumentError(f"conv_transpose takes padding as numbers, received {padding!r}")
+    if x.ndim != rank + 2:
+        raise ShapeError(
+            f"conv_transpose with a weight of shape {w.shape} needs an input with {rank + 2} axes, received shape {x.shape}"
+        )
+    if x.shape[1] != w.shape[0]:
+        raise ShapeError(
+            f"conv_transpose: axis 1 (channels) of the input has size {x.shape[1]}, the weight "
+            f"[input channels, output channels / groups, *kernel] of shape {w.shape} needs {w.shape[0]}"
+        )
+    spatial = []
+    extra = per_axis(output_padding, rank, "output_padding", 0)
+    for size, kernel, more, step, spread, (low, high) in zip(
+        x.shape[2:], w.shape[2:], extra, op.strides, op.dilation, op.padding, strict=True
+    ):
+        if more >= max(step, spread):
+            raise ArgumentError(
+                f"output_padding must be smaller than stride or dilation, received output_padding {output_padding!r}, "
+                f"stride {stride!r}, dilation {dilation!r}"
+            )
+        spatial.append((size - 1) * step - low - high + spread * (kernel - 1) + more + 1)
+        if size < 1 or spatial[-1] < 1:
+            raise ShapeError(
+                f"conv_transpose of spatial sizes {x.shape[2:]} with padding {padding!r} would give an output of size "
+                f"{spatial[-1]}; sizes are at least 1"
+            )
+    return _conv_transpose(x, w, bias, **op.attributes(), spatial=tuple(spatial))
