@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.errors import ArgumentError, ShapeError
-from thalweg.graph import AxisGroup, Kind, Op
-from thalweg.ops.core import apply, operand, primitive, require
-from thalweg.types import Shape, Symbol, Type, normalize_axes, normalize_axis
+from thalweg.errors import ArgumentError, DTypeError, ShapeError
+from thalweg.graph import AxisGroup, Kind, Op, Operand
+from thalweg.ops.core import apply, operand, primitive, promoted, require
+from thalweg.types import DType, Shape, Symbol, Type, normalize_axes, normalize_axis, type_of
 
 
 def _symbols(shape: Shape) -> list[tuple[str, int]]:
@@ -307,3 +307,322 @@ def flip(x: Any, axis: Any = None) -> Any:
     x = operand(x)
     reversed_axes = normalize_axes(axis, x.ndim)
     return apply(Flip(reversed_axes), x) if reversed_axes else x
+
+
+# ---- slice and pad --------------------------------------------------------------------------------------------------
+
+
+@primitive("slice", Kind.MOVEMENT)
+class Slice(Op):
+    """Positions `starts[i]`, `starts[i] + steps[i]`, ... below `stops[i]` along every axis i; steps are positive."""
+
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    def infer(self, x: Type) -> tuple[Type, ...]:
+        require(
+            len(self.starts) == len(self.stops) == len(self.steps) == x.ndim,
+            f"slice of a tensor with {x.ndim} axes needs as many starts, stops and steps, received "
+            f"{self.starts}, {self.stops}, {self.steps}",
+        )
+        shape: list[int] = []
+        for axis, (start, stop, step) in enumerate(zip(self.starts, self.stops, self.steps, strict=True)):
+            require(
+                0 <= start <= stop <= x.shape[axis] and step > 0,
+                f"slice {start}:{stop}:{step} does not lie within axis {axis} of size {x.shape[axis]}",
+            )
+            shape.append(x.shape[axis] if self._whole(axis, x) else -(-(stop - start) // step))
+        return (Type(x.dtype, tuple(shape)),)
+
+    def _whole(self, axis: int, x: Type) -> bool:
+        return self.starts[axis] == 0 and self.stops[axis] == int(x.shape[axis]) and self.steps[axis] == 1
+
+    def reference(self, x: np.ndarray[Any, Any]) -> Any:
+        return x[tuple(map(slice, self.starts, self.stops, self.steps))]
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        g, shape = cotangents[0], inputs[0].shape
+        widths: list[tuple[int, int]] = []
+        for axis, (start, step) in enumerate(zip(self.starts, self.steps, strict=True)):
+            g = _dilate(g, axis, step)
+            widths.append((start, shape[axis] - start - g.shape[axis]))
+        return (pad(g, widths),)
+
+    def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
+        whole = (axis for axis in range(len(self.starts)) if self._whole(axis, inputs[0]))
+        return tuple(AxisGroup((axis,), (axis,)) for axis in whole)
+
+
+def _dilate(x: Any, axis: int, step: int) -> Any:
+    """`x` with `step - 1` zeros between neighbours along `axis`."""
+    count = x.shape[axis]
+    if step == 1 or count <= 1:
+        return x
+    before, behind = x.shape[:axis], x.shape[axis + 1 :]
+    paired = pad(reshape(x, (*before, count, 1, *behind)), _at(x.ndim + 1, axis + 1, (0, step - 1)))
+    line = reshape(paired, (*before, count * step, *behind))
+    return slice_axis(line, axis, 0, (count - 1) * step + 1)
+
+
+def _at(ndim: int, axis: int, pair: tuple[int, int]) -> list[tuple[int, int]]:
+    return [pair if position == axis else (0, 0) for position in range(ndim)]
+
+
+def slice_axes(x: Any, starts: Sequence[int], stops: Sequence[int], steps: Sequence[int]) -> Any:
+    """The slice of `x` with these bounds (non-negative, within the axes) and positive steps for every axis."""
+    whole = all(start == 0 and step == 1 for start, step in zip(starts, steps, strict=True))
+    if whole and tuple(stops) == tuple(map(int, x.shape)):
+        return x
+    op = Slice(tuple(map(int, starts)), tuple(map(int, stops)), tuple(map(int, steps)))
+    return apply(op, x)
+
+
+def slice_axis(x: Any, axis: int, start: int, stop: int, step: int = 1) -> Any:
+    """Positions `start` to `stop` (exclusive) of one axis."""
+    starts, stops, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
+    starts[axis], stops[axis], steps[axis] = start, stop, step
+    return slice_axes(x, starts, stops, steps)
+
+
+@primitive("pad", Kind.MOVEMENT)
+class Pad(Op):
+    """`low[i]` positions before and `high[i]` behind axis i, filled with `value`."""
+
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+    value: float | int | bool
+
+    def infer(self, x: Type) -> tuple[Type, ...]:
+        require(
+            len(self.low) == len(self.high) == x.ndim,
+            f"pad of a tensor with {x.ndim} axes needs as many widths, received {self.low} and {self.high}",
+        )
+        require(
+            all(width >= 0 for width in (*self.low, *self.high)),
+            f"pad widths must not be negative, received {self.low} and {self.high}; slice to remove elements",
+        )
+        shape = tuple(
+            before + extent + behind if before or behind else extent
+            for before, extent, behind in zip(self.low, x.shape, self.high, strict=True)
+        )
+        return (Type(x.dtype, shape),)
+
+    def reference(self, x: np.ndarray[Any, Any]) -> Any:
+        result = np.full(self.infer(type_of(x))[0].shape, self.value, x.dtype)
+        result[tuple(slice(low, low + extent) for low, extent in zip(self.low, x.shape, strict=True))] = x
+        return result
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        shape = inputs[0].shape
+        stops = [low + extent for low, extent in zip(self.low, shape, strict=True)]
+        return (slice_axes(cotangents[0], self.low, stops, [1] * len(shape)),)
+
+    def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
+        widths = enumerate(zip(self.low, self.high, strict=True))
+        return tuple(AxisGroup((axis,), (axis,)) for axis, width in widths if width == (0, 0))
+
+
+def pad(x: Any, pad_width: Any, value: float | int | bool = 0) -> Any:
+    """`x` with a border of `value`: `pad_width` is one integer, one (before, after) pair, or a pair for every axis."""
+    x = operand(x)
+    widths = pad_width
+    if isinstance(widths, (int, np.integer)):
+        widths = (widths, widths)
+    if len(widths) == 2 and not any(isinstance(width, (tuple, list)) for width in widths):
+        widths = [tuple(widths)] * x.ndim
+    if len(widths) == 1 and x.ndim > 1:
+        widths = list(widths) * x.ndim
+    if len(widths) != x.ndim or any(not isinstance(w, (tuple, list)) or len(w) != 2 for w in widths):
+        raise ArgumentError(
+            f"pad_width must be an integer, a pair or {x.ndim} (before, after) pairs for a tensor of shape "
+            f"{x.shape}, received {pad_width!r}"
+        )
+    if not any(width for pair in widths for width in pair):
+        return x
+    low, high = (tuple(int(pair[side]) for pair in widths) for side in (0, 1))
+    return apply(Pad(low, high, fill_value(value, x.dtype)), x)
+
+
+def fill_value(value: float | int | bool, dtype: DType) -> float | int | bool:
+    """`value` as the Python number kept in an attribute for tensors of `dtype`; raises where the type cannot hold it."""
+    if dtype.is_floating:
+        return float(value)
+    if dtype.is_bool and value in (0, 1):
+        return bool(value)
+    if dtype.is_integer and not isinstance(value, float):
+        limits = np.iinfo(dtype.numpy)
+        if limits.min <= value <= limits.max:
+            return int(value)
+    raise DTypeError(f"{value!r} is not a value of a {dtype} tensor; cast the tensor first, for example to float32")
+
+
+# ---- joining and splitting ------------------------------------------------------------------------------------------
+
+
+@primitive("concat", Kind.MOVEMENT)
+class Concat(Op):
+    """The inputs one behind the other along an axis."""
+
+    axis: int
+
+    def infer(self, *inputs: Type) -> tuple[Type, ...]:
+        first = inputs[0]
+        require(0 <= self.axis < first.ndim, f"concat along axis {self.axis} of a tensor with {first.ndim} axes")
+        for other in inputs[1:]:
+            if other.dtype is not first.dtype:
+                raise DTypeError(f"concat needs equal element types, received {first} and {other}")
+            require(other.ndim == first.ndim, f"concat needs equal numbers of axes, received {first} and {other}")
+            for axis in range(first.ndim):
+                require(
+                    axis == self.axis or other.shape[axis] == first.shape[axis],
+                    f"concat along axis {self.axis}: axis {axis} has sizes {first.shape[axis]} and "
+                    f"{other.shape[axis]} in {first} and {other}; only axis {self.axis} may differ",
+                )
+        total = sum(entry.shape[self.axis] for entry in inputs)
+        return (Type(first.dtype, (*first.shape[: self.axis], total, *first.shape[self.axis + 1 :])),)
+
+    def reference(self, *inputs: np.ndarray[Any, Any]) -> Any:
+        return np.concatenate(inputs, self.axis)
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        gradients: list[Any] = []
+        start = 0
+        for x in inputs:
+            stop = start + x.shape[self.axis]
+            gradients.append(slice_axis(cotangents[0], self.axis, start, stop))
+            start = stop
+        return gradients
+
+    def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
+        others = (axis for axis in range(inputs[0].ndim) if axis != self.axis)
+        return tuple(AxisGroup((axis,) * len(inputs), (axis,)) for axis in others)
+
+
+def _sequence(tensors: Any, what: str) -> list[Any]:
+    if isinstance(tensors, Operand):
+        raise ArgumentError(f"{what} takes a list of tensors, received one tensor; write {what}([x, y])")
+    listed = promoted(*tensors)
+    if not listed:
+        raise ArgumentError(f"{what} needs at least one tensor, received an empty list")
+    return listed
+
+
+def concat(tensors: Any, axis: int | None = 0) -> Any:
+    """The tensors one behind the other along `axis` (None: all flattened first); the other sizes must be equal."""
+    listed = _sequence(tensors, "concat")
+    if axis is None:
+        listed, axis = [flatten(x) for x in listed], 0
+    position = normalize_axis(axis, listed[0].ndim)
+    return listed[0] if len(listed) == 1 else apply(Concat(position), *listed)
+
+
+def stack(tensors: Any, axis: int = 0) -> Any:
+    """Tensors of one shape joined along a new axis at the position `axis` of the result."""
+    listed = _sequence(tensors, "stack")
+    for x in listed[1:]:
+        require(
+            x.shape == listed[0].shape, f"stack needs equal shapes, received {listed[0].shape} and {x.shape}"
+        )
+    position = normalize_axis(axis, listed[0].ndim + 1)
+    return concat([expand_dims(x, position) for x in listed], position)
+
+
+def unstack(x: Any, axis: int = 0) -> tuple[Any, ...]:
+    """The slices of `x` along `axis`, without that axis."""
+    x = operand(x)
+    position = normalize_axis(axis, x.ndim)
+    kept = (*x.shape[:position], *x.shape[position + 1 :])
+    return tuple(reshape(slice_axis(x, position, i, i + 1), kept) for i in range(x.shape[position]))
+
+
+def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> tuple[Any, ...]:
+    """`x` cut along `axis`: into `sections` equal parts, or before each of the positions in `sections` (as NumPy)."""
+    x = operand(x)
+    position = normalize_axis(axis, x.ndim)
+    extent = x.shape[position]
+    if isinstance(sections, (int, np.integer)):
+        if sections <= 0 or extent % sections:
+            raise ShapeError(
+                f"split: axis {position} of size {extent} cannot be cut into {sections} equal parts; "
+                "give the positions to cut at instead"
+            )
+        size = int(extent // sections)
+        bounds = [size * i for i in range(int(sections) + 1)]
+    else:
+        clamped = [slice(0, int(cut)).indices(extent)[1] for cut in sections]
+        bounds = [0, *clamped, extent]
+    pairs = zip(bounds, bounds[1:], strict=False)
+    return tuple(slice_axis(x, position, start, stop if stop > start else start) for start, stop in pairs)
+
+
+def roll(x: Any, shift: Any, axis: Any = None) -> Any:
+    """`x` shifted cyclically by `shift` positions along `axis` (None: over all elements in row-major order)."""
+    x = operand(x)
+    if axis is None:
+        return reshape(roll(flatten(x), shift, 0), x.shape)
+    axes = axis if isinstance(axis, (tuple, list)) else (axis,)
+    shifts = shift if isinstance(shift, (tuple, list)) else (shift,) * len(axes)
+    if len(shifts) != len(axes):
+        raise ArgumentError(f"roll needs one shift for every axis, received shifts {shift!r} and axes {axis!r}")
+    for amount, position in zip(shifts, (normalize_axis(a, x.ndim) for a in axes), strict=True):
+        extent = x.shape[position]
+        cut = -int(amount) % extent if extent else 0
+        if cut:
+            parts = [slice_axis(x, position, cut, extent), slice_axis(x, position, 0, cut)]
+            x = concat(parts, position)
+    return x
+
+
+def tile(x: Any, repetitions: Any) -> Any:
+    """`x` repeated as a whole: `repetitions[i]` times along axis i, both aligned at the right."""
+    x = operand(x)
+    counts = shape_argument(repetitions, "repetitions")
+    rank = max(x.ndim, len(counts))
+    counts = (1,) * (rank - len(counts)) + counts
+    shape = (1,) * (rank - x.ndim) + x.shape
+    spread = reshape(x, tuple(extent for size in shape for extent in (1, size)))
+    wide = tuple(extent for pair in zip(counts, shape, strict=True) for extent in pair)
+    return reshape(broadcast_to(spread, wide), tuple(n * size for n, size in zip(counts, shape, strict=True)))
+
+
+def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any:
+    """Every element repeated `repeats` times in place along `axis` (None: of the flattened tensor).
+
+    A sequence gives a count for every position.
+    """
+    x = operand(x)
+    if axis is None:
+        x, axis = flatten(x), 0
+    position = normalize_axis(axis, x.ndim)
+    before, extent, behind = x.shape[:position], x.shape[position], x.shape[position + 1 :]
+    if isinstance(repeats, (int, np.integer)):
+        count = shape_argument(repeats, "repeats")[0]
+        spread = broadcast_to(reshape(x, (*before, extent, 1, *behind)), (*before, extent, count, *behind))
+        return reshape(spread, (*before, extent * count, *behind))
+    counts = shape_argument(tuple(repeats), "repeats")
+    if len(counts) != extent:
+        raise ShapeError(f"repeat: {len(counts)} counts for axis {position} of size {extent}; expected {extent}")
+    from thalweg.ops.indexing import gather
+
+    return gather(x, np.repeat(np.arange(extent), counts), position)
+
+
+def meshgrid(*tensors: Any, indexing: str = "xy") -> tuple[Any, ...]:
+    """Coordinate grids of 0-d or 1-d tensors: axis i runs with the i-th one ("ij"), the first two swapped for "xy"."""
+    if indexing not in ("xy", "ij"):
+        raise ArgumentError(f"indexing must be 'xy' or 'ij', received {indexing!r}")
+    lines = [flatten(operand(x)) if operand(x).ndim == 0 else operand(x) for x in tensors]
+    for line in lines:
+        require(line.ndim == 1, f"meshgrid needs 1-d tensors, received one of shape {line.shape}")
+    order = list(range(len(lines)))
+    if indexing == "xy" and len(lines) > 1:
+        order[0], order[1] = 1, 0
+    shape = [0] * len(lines)
+    for line, axis in zip(lines, order, strict=True):
+        shape[axis] = line.size
+    results = []
+    for line, axis in zip(lines, order, strict=True):
+        aligned = reshape(line, tuple(line.size if position == axis else 1 for position in range(len(lines))))
+        results.append(broadcast_to(aligned, shape))
+    return tuple(results)

@@ -21,7 +21,7 @@ from thalweg.ops.movement import broadcast_to, reshape, transpose
 from thalweg.types import Shape, Type, normalize_axes, normalize_axis
 
 
-def _accumulator(dtype: np.dtype[Any]) -> Any:
+def accumulator(dtype: np.dtype[Any]) -> Any:
     """The type in which the references add and multiply: float32 for 16 bits, float64 (the more exact) above."""
     if dtype.kind in "iu":
         return dtype
@@ -87,7 +87,7 @@ class Sum(Reduction):
     axis: tuple[int, ...]
 
     def reference(self, x: np.ndarray[Any, Any]) -> Any:
-        return np.sum(x, self.axis, _accumulator(x.dtype)).astype(x.dtype)
+        return np.sum(x, self.axis, accumulator(x.dtype)).astype(x.dtype)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
         return (_restore(cotangents[0], self.axis, inputs[0].shape),)
@@ -100,7 +100,7 @@ class Prod(Reduction):
     axis: tuple[int, ...]
 
     def reference(self, x: np.ndarray[Any, Any]) -> Any:
-        return np.prod(x, self.axis, _accumulator(x.dtype)).astype(x.dtype)
+        return np.prod(x, self.axis, accumulator(x.dtype)).astype(x.dtype)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
         return (_prod_gradient(inputs[0], cotangents[0], self.axis),)
@@ -111,7 +111,7 @@ def _prod_gradient(x: Any, g: Any, axis: tuple[int, ...]) -> Any:
 
     Upwards each pair is multiplied; downwards each element receives its parent's share times its neighbour.
     """
-    from thalweg.ops.movement import flip, pad
+    from thalweg.ops.movement import flip, pad, slice_axis
 
     kept = tuple(position for position in range(x.ndim) if position not in axis)
     order = (*kept, *axis)
@@ -131,7 +131,7 @@ def _prod_gradient(x: Any, g: Any, axis: tuple[int, ...]) -> Any:
     share = reshape(g, (*outer, 1))
     for pairs in reversed(levels):
         share = reshape(broadcast_to(reshape(share, (*share.shape, 1)), pairs.shape) * flip(pairs, -1), (*outer, -1))
-    share = share[(..., slice(0, count))]
+    share = slice_axis(share, len(outer), 0, count)
     permuted = reshape(share, tuple(x.shape[position] for position in order))
     return transpose(permuted, sorted(range(x.ndim), key=order.__getitem__))
 
@@ -225,7 +225,7 @@ def _reduce(op: type[Any], x: Any, axis: Any, keepdims: bool) -> Any:
     return reshape(result, _kept(x.shape, over)) if keepdims else result
 
 
-def _summable(x: Any, dtype: Any) -> Any:
+def summable(x: Any, dtype: Any) -> Any:
     """`x` in the type of its sum: 64 bits for integers and booleans where no type is asked for."""
     x = operand(x)
     if dtype is not None:
@@ -237,12 +237,12 @@ def _summable(x: Any, dtype: Any) -> Any:
 
 def sum(x: Any, axis: Any = None, keepdims: bool = False, *, dtype: Any = None) -> Any:
     """The sum over `axis`; of nothing it is 0. Integers and booleans add up in 64 bits."""
-    return _reduce(Sum, _summable(x, dtype), axis, keepdims)
+    return _reduce(Sum, summable(x, dtype), axis, keepdims)
 
 
 def prod(x: Any, axis: Any = None, keepdims: bool = False, *, dtype: Any = None) -> Any:
     """The product over `axis`; of nothing it is 1. Integers and booleans multiply in 64 bits."""
-    return _reduce(Prod, _summable(x, dtype), axis, keepdims)
+    return _reduce(Prod, summable(x, dtype), axis, keepdims)
 
 
 def max(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
