@@ -7,11 +7,13 @@ current builder. Because the result is an ordinary graph, gradients of gradients
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
-from thalweg.graph import Node, Value, apply, located
+from thalweg.graph import Graph, Node, Value, apply, inline, located, remove_dead, trace_graph
 from thalweg.ops.core import Composite, expand
 from thalweg.ops.elementwise import add
 from thalweg.ops.sources import full
+from thalweg.types import Type
 
 
 def path_nodes(outputs: Sequence[Value], wrt: Sequence[Value], boundary: Sequence[Value] = ()) -> list[Node]:
@@ -75,14 +77,53 @@ def _node_vjp(node: Node, received: Sequence[Value | None]) -> Sequence[Value | 
     op = node.op
     outputs: Sequence[Value] = node.outputs
     if isinstance(op, Composite):
+        plain = op.without_residuals()
+        if plain is not None and plain.definition.gradient_rule is not None:
+            # The node computes its residuals already (eager history). A cotangent of a residual, which second
+            # derivatives have, is beyond the rule: then the body is differentiated.
+            count = len(plain.infer(*(value.type for value in node.inputs)))
+            if all(gradient is None for gradient in received[count:]):
+                return plain.vjp(node.inputs, outputs, _filled(outputs[:count], received))
         if op.definition.gradient_rule is None:
-            results = expand(op, node.inputs)
-            return vjp(results, received, node.inputs, boundary=node.inputs)
+            return _body_vjp(op, node.inputs, received)
         residual_form = op.with_residuals()
         if residual_form is not None:
             outputs = apply(residual_form, node.inputs)
-    filled = [zeros_like(v) if g is None else g for v, g in zip(node.outputs, received, strict=True)]
-    return op.vjp(node.inputs, outputs, filled)
+    return op.vjp(node.inputs, outputs, _filled(node.outputs, received))
+
+
+def _filled(outputs: Sequence[Value], received: Sequence[Value | None]) -> list[Value]:
+    return [zeros_like(v) if g is None else g for v, g in zip(outputs, received, strict=False)]
+
+
+def _body_vjp(op: Composite, inputs: Sequence[Value], received: Sequence[Value | None]) -> list[Value | None]:
+    """Gradients of a composite's inputs through its body, as nodes in the current builder."""
+    given = tuple(gradient is not None for gradient in received)
+    graph, found = _body_gradient(op, tuple(value.type for value in inputs), given)
+    cotangents = [gradient for gradient in received if gradient is not None]
+    results = iter(inline(graph, [*inputs, *cotangents]))
+    return [next(results) if exists else None for exists in found]
+
+
+@lru_cache(maxsize=4096)
+def _body_gradient(op: Composite, inputs: tuple[Type, ...], given: tuple[bool, ...]) -> tuple[Graph, tuple[bool, ...]]:
+    """The graph (inputs, given cotangents) -> gradients of a composite's body, and which inputs have a gradient.
+
+    A graph of its own, so that it does not matter whether the current builder keeps the nodes of what it computes.
+    """
+    found: list[bool] = []
+
+    def build(*values: Value) -> list[Value]:
+        sources, cotangents = values[: len(inputs)], iter(values[len(inputs) :])
+        results = expand(op, sources)
+        gradients = vjp(results, [next(cotangents) if exists else None for exists in given], sources)
+        found.extend(gradient is not None for gradient in gradients)
+        return [gradient for gradient in gradients if gradient is not None]
+
+    outputs = op.infer(*inputs)
+    cotangents = [type for type, exists in zip(outputs, given, strict=True) if exists]
+    graph = trace_graph(build, [*inputs, *cotangents], f"{op.name}_gradient")
+    return remove_dead(graph), tuple(found)
 
 
 def zeros_like(value: Value) -> Value:

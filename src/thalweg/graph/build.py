@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,11 @@ def located(where: tuple[Span, ...], scope: str) -> Iterator[None]:
         _local.origin = previous
 
 
+def location() -> tuple[tuple[Span, ...], str]:
+    """Source lines and module path of a node built now: those of `located`, else the user's line and running module."""
+    return _local.origin or ((user_span(),), scope_path())
+
+
 class Builder:
     """Collects nodes. With `evaluate` it computes their values and keeps no list: values hold their nodes."""
 
@@ -96,12 +102,15 @@ class Builder:
 
     def apply(self, op: Op, inputs: Sequence[Value]) -> tuple[Value, ...]:
         """Append a node and return its outputs; errors of the op's shape rule gain the user's line and module."""
-        where, scope = _local.origin or ((user_span(),), scope_path())
+        where, scope = location()
         try:
             types = op.infer(*(value.type for value in inputs))
         except (ShapeError, DTypeError, UnsupportedError) as error:
             raise located_error(error, op, [value.type for value in inputs], where, scope) from None
-        node = Node(op, tuple(inputs), types, where, scope)
+        return self.append(Node(op, tuple(inputs), types, where, scope))
+
+    def append(self, node: Node) -> tuple[Value, ...]:
+        """Append a node whose types are known to follow the shape rule (a copy in a pass), and return its outputs."""
         if self.evaluate:
             self._compute(node)
             if not self.record:
@@ -184,6 +193,21 @@ def trace_graph(
     return Graph(inputs, tuple(inner.nodes), outputs, (), name, tuple(input_names))
 
 
+def remove_dead(graph: Graph) -> Graph:
+    """Without the nodes that no result needs.
+
+    Results are the outputs and the changed state. A node that could fail when it runs (an index outside its axis) is
+    removed like any other: a check guards the value that it gives, and nobody reads that.
+    """
+    needed = {id(value) for value in graph.results}
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if any(id(value) in needed for value in node.outputs):
+            kept.append(node)
+            needed.update([id(value) for value in node.inputs])
+    return graph if len(kept) == len(graph.nodes) else replace(graph, nodes=tuple(reversed(kept)))
+
+
 def inline(graph: Graph, inputs: Sequence[Value]) -> tuple[Value, ...]:
     """Append a copy of `graph` (without state) to the current builder; returns its outputs.
 
@@ -202,8 +226,10 @@ def inline(graph: Graph, inputs: Sequence[Value]) -> tuple[Value, ...]:
 _MOST_SPANS = 8  # of one node: enough for an error message, and merging many nodes stays cheap
 
 
-def _union(first: tuple[Span, ...], second: tuple[Span, ...]) -> tuple[Span, ...]:
-    return tuple(dict.fromkeys((*first, *second)))[:_MOST_SPANS]
+def add_lines(node: Node, where: tuple[Span, ...]) -> None:
+    """Let `node` carry these source lines too: it stands for what was written there."""
+    if node.where is not where and len(node.where) < _MOST_SPANS:
+        node.where = tuple(dict.fromkeys((*node.where, *where)))[:_MOST_SPANS]
 
 
 Rule = Callable[[Node, tuple[Value, ...]], Sequence[Value] | None]
@@ -215,21 +241,26 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
     The rule receives the old node and its already rewritten inputs; what it builds through op functions inherits the
     node's source lines and scope; a node that replaces several carries the lines of all. This is the only way in which passes make graphs.
     """
-    mapping: dict[int, Value] = {}
-    for value in graph.sources:
-        mapping[id(value)] = Value(value.type)
-    with using(Builder()) as target:
-        for node in graph.nodes:
-            inputs = tuple(mapping[id(value)] for value in node.inputs)
-            with located(node.where, node.scope):
-                replaced = rule(node, inputs)
-                outputs = target.apply(node.op, inputs) if replaced is None else tuple(replaced)
-            for old, new in zip(node.outputs, outputs, strict=True):
-                if old.type != new.type:
-                    raise GraphError(f"a rewrite of {node!r} changed {old.type} to {new.type}")
-                if new.node is not None and new.node.where is not node.where:
-                    new.node.where = _union(new.node.where, node.where)
-                mapping[id(old)] = new
+    mapping: dict[int, Value] = {id(value): Value(value.type) for value in graph.sources}
+    outside = _local.origin
+    try:
+        with using(Builder()) as target:
+            for node in graph.nodes:
+                inputs = tuple([mapping[id(value)] for value in node.inputs])
+                _local.origin = (node.where, node.scope)  # `located`, without its cost for every node
+                outputs = rule(node, inputs)
+                if outputs is None:
+                    outputs = target.append(
+                        Node(node.op, inputs, [value.type for value in node.outputs], node.where, node.scope)
+                    )
+                for old, new in zip(node.outputs, outputs, strict=True):
+                    if old.type is not new.type and old.type != new.type:
+                        raise GraphError(f"a rewrite of {node!r} changed {old.type} to {new.type}")
+                    if new.node is not None and new.node.where is not node.where:
+                        add_lines(new.node, node.where)
+                    mapping[id(old)] = new
+    finally:
+        _local.origin = outside
     state = tuple(
         State(mapping[id(entry.before)], None if entry.after is None else mapping[id(entry.after)], entry.holder)
         for entry in graph.state

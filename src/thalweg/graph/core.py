@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -255,11 +256,13 @@ class Op:
             return sum(value.size for value in inputs)
         return 0
 
+    def narrowed(self, used: Sequence[bool], *inputs: Type) -> Narrowed | None:
+        """The same application without what only unused outputs need, or None where it stays as it is."""
+        return None
+
     def attributes(self) -> dict[str, Any]:
         """Name and value of every attribute, in the order of declaration."""
-        if not is_dataclass(self):
-            return {}
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in _attribute_names(type(self))}
 
     def key(self) -> tuple[Any, ...]:
         """What makes two ops the same op."""
@@ -278,6 +281,19 @@ class Op:
 
     def __hash__(self) -> int:
         return hash(self.key())
+
+
+@cache
+def _attribute_names(cls: type[Op]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cls)) if is_dataclass(cls) else ()
+
+
+class Narrowed(NamedTuple):
+    """A smaller op for an application some of whose outputs nothing uses."""
+
+    op: Op
+    inputs: tuple[int, ...]  # positions of the inputs that it still takes
+    outputs: tuple[int | None, ...]  # for every old output: its position among the new ones, None where it is gone
 
 
 REGISTRY: dict[str, Any] = {}  # op name -> primitive class or composite definition; filled by thalweg.ops

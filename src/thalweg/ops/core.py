@@ -16,7 +16,19 @@ import numpy as np
 
 from thalweg import types
 from thalweg.errors import ArgumentError, DTypeError, GraphError, ShapeError
-from thalweg.graph import REGISTRY, AxisGroup, Graph, Kind, Op, Operand, Value, current, inline, trace_graph
+from thalweg.graph import (
+    REGISTRY,
+    AxisGroup,
+    Graph,
+    Kind,
+    Narrowed,
+    Op,
+    Operand,
+    Value,
+    current,
+    inline,
+    trace_graph,
+)
 from thalweg.types import DType, Type
 
 P = TypeVar("P", bound=type[Op])
@@ -229,6 +241,22 @@ class Composite(Op):
         found = self.definition.residual_form
         return None if found is None else Composite(found, self.present, self._attributes)
 
+    def without_residuals(self) -> Composite | None:
+        """Of a residual form: the plain application whose outputs come first; else None."""
+        found = self.definition.plain_form
+        return None if found is None else Composite(found, self.present, self._attributes)
+
+    def narrowed(self, used: Sequence[bool], *inputs: Type) -> Narrowed | None:
+        """A residual form whose residuals nothing reads is the plain composite again."""
+        plain = self.without_residuals()
+        if plain is None:
+            return None
+        count = len(plain.infer(*inputs))
+        if any(used[count:]):
+            return None
+        kept = (*range(count), *(None for _ in used[count:]))
+        return Narrowed(plain, tuple(range(len(inputs))), kept)
+
     def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
         from thalweg.ops.axes import graph_axes
 
@@ -263,6 +291,7 @@ class CompositeDefinition:
         self.name = name
         self.gradient_rule: Callable[..., Sequence[Any | None]] | None = None
         self.residual_form: CompositeDefinition | None = None
+        self.plain_form: CompositeDefinition | None = None  # of a residual form: what it is without residuals
         self.numpy: Callable[..., Any] | None = None
         self.signature = inspect.signature(function)
         parameters = self.signature.parameters.values()
@@ -300,6 +329,7 @@ class CompositeDefinition:
     def residuals(self, function: Callable[..., Any]) -> CompositeDefinition:
         """Decorator: the same function with residuals as further results; autodiff uses it instead."""
         self.residual_form = composite(function)
+        self.residual_form.plain_form = self
         return self.residual_form
 
     def reference(self, function: Callable[..., Any]) -> Callable[..., Any]:
