@@ -21,7 +21,7 @@ from thalweg.ops.indexing import (
     integer_operand,
 )
 from thalweg.ops.movement import broadcast_to, flatten, moveaxis, pad, reshape
-from thalweg.ops.reduction import accumulator
+from thalweg.ops.reduction import accumulator, summable
 from thalweg.ops.sources import iota
 from thalweg.types import Type, normalize_axis
 
@@ -183,8 +183,6 @@ def cumulative_sum(
 
     `include_initial` puts the 0 of no elements before the first (array-API standard); `reverse` sums from the end.
     """
-    from thalweg.ops.reduction import summable
-
     x = summable(x, dtype)
     if axis is None:
         if x.ndim != 1:

@@ -19,6 +19,7 @@ from thalweg.ops.core import (
     apply,
     broadcast_together,
     cast,
+    composite,
     elementwise_axes,
     floating,
     operand,
@@ -35,7 +36,8 @@ def _compute(function: Callable[..., Any], *arrays: np.ndarray[Any, Any]) -> Any
     """Run a NumPy function; 16-bit floating point goes through float32 and is rounded once."""
     dtype = arrays[0].dtype
     if dtype.kind in "fV" and dtype.itemsize == 2:
-        return np.asarray(function(*(array.astype(np.float32) for array in arrays))).astype(dtype)
+        result = np.asarray(function(*(array.astype(np.float32) for array in arrays)))
+        return result if result.dtype == np.bool_ else result.astype(dtype)
     return function(*arrays)
 
 
@@ -474,3 +476,231 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     """x where `condition` is true, else y; all three broadcast."""
     x, y = promoted(x, y)
     return apply(Where(), *broadcast_together(operand(condition, types.bool_), x, y))
+
+
+# ---- written in the others ------------------------------------------------------------------------------------------
+
+
+def square(x: Any) -> Any:
+    """x * x."""
+    x = operand(x)
+    return x * x
+
+
+def reciprocal(x: Any) -> Any:
+    """1 / x; integers become float32."""
+    return 1.0 / floating(x)
+
+
+def trunc(x: Any) -> Any:
+    """x rounded towards zero."""
+    x = operand(x)
+    return where(less(x, 0), ceil(x), floor(x)) if x.dtype.is_floating else x
+
+
+def isnan(x: Any) -> Any:
+    """Whether x is NaN, a bool tensor."""
+    x = operand(x)
+    return not_equal(x, x)
+
+
+def isinf(x: Any) -> Any:
+    """Whether x is infinite of either sign, a bool tensor."""
+    x = operand(x)
+    return equal(abs(x), math.inf) if x.dtype.is_floating else not_equal(x, x)
+
+
+def isfinite(x: Any) -> Any:
+    """Whether x is neither infinite nor NaN, a bool tensor."""
+    x = operand(x)
+    return less(abs(x), math.inf) if x.dtype.is_floating else equal(x, x)
+
+
+def truth(x: Any) -> Any:
+    """Whether x is not zero (NaN is not), a bool tensor; bool tensors as they are."""
+    x = operand(x)
+    return x if x.dtype.is_bool else not_equal(x, 0)
+
+
+def logical_not(x: Any) -> Any:
+    """Whether x is zero."""
+    return bitwise_invert(truth(x))
+
+
+def logical_and(x: Any, y: Any) -> Any:
+    """Whether neither x nor y is zero."""
+    return bitwise_and(truth(x), truth(y))
+
+
+def logical_or(x: Any, y: Any) -> Any:
+    """Whether x or y is not zero."""
+    return bitwise_or(truth(x), truth(y))
+
+
+def logical_xor(x: Any, y: Any) -> Any:
+    """Whether exactly one of x and y is not zero."""
+    return bitwise_xor(truth(x), truth(y))
+
+
+def _wide(x: Any) -> Any:
+    """`x` as float64: formulas of several steps (of rarely used functions) are rounded once for smaller types."""
+    return cast(x, types.float64)
+
+
+@composite
+def _clip(x: Any, low: Any = None, high: Any = None) -> Any:
+    if low is not None:
+        x = maximum(x, low)
+    return x if high is None else minimum(x, high)
+
+
+@_clip.gradient
+def _clip_gradient(inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    x, low, high = inputs
+    g = cotangents[0]
+    zero = g * 0.0
+    below = None if low is None else less(x, low)
+    # where low > high the result is high, wherever x is
+    above = None if high is None else less(high, x if low is None else maximum(x, low))
+    by_x, by_low = g, None
+    if below is not None:
+        by_x, by_low = where(below, zero, by_x), where(below, g, zero)
+    if above is not None:
+        by_x = where(above, zero, by_x)
+        by_low = None if by_low is None else where(above, zero, by_low)
+    return (by_x, by_low, None if above is None else where(above, g, zero))
+
+
+def clip(x: Any, min: Any = None, max: Any = None) -> Any:
+    """x limited to [min, max], each a number, a tensor or None; NaN stays NaN.
+
+    At a limit itself the whole gradient goes to x, as in PyTorch.
+    """
+    limits = [limit for limit in (min, max) if limit is not None]
+    x, *limits = broadcast_together(*promoted(x, *limits))
+    return _clip(x, None if min is None else limits[0], None if max is None else limits[-1])
+
+
+@composite
+def _tan(x: Any) -> Any:
+    wide = _wide(x)
+    return cast(sin(wide) / cos(wide), x.dtype)
+
+
+@_tan.gradient
+def _tan_gradient(inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    y = outputs[0]
+    return (cotangents[0] * (y * y + 1.0),)
+
+
+@composite
+def _asin(x: Any) -> Any:
+    wide = _wide(x)
+    return cast(atan(wide / sqrt((1.0 - wide) * (1.0 + wide))), x.dtype)
+
+
+@_asin.gradient
+def _asin_gradient(inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    x = inputs[0]
+    return (cotangents[0] * rsqrt((1.0 - x) * (1.0 + x)),)
+
+
+@composite
+def _acos(x: Any) -> Any:
+    wide = _wide(x)
+    return cast(2.0 * atan(sqrt((1.0 - wide) / (1.0 + wide))), x.dtype)
+
+
+@_acos.gradient
+def _acos_gradient(inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    x = inputs[0]
+    return (-(cotangents[0] * rsqrt((1.0 - x) * (1.0 + x))),)
+
+
+def _half_exponential(magnitude: Any) -> Any:
+    """exp(a) / 2 without overflow where the result is finite."""
+    root = exp(magnitude * 0.5)
+    return (root * 0.5) * root
+
+
+@composite
+def _sinh(x: Any) -> Any:
+    wide = _wide(x)
+    magnitude = abs(wide)
+    grown = expm1(magnitude)
+    exact = (grown + grown / (grown + 1.0)) * 0.5
+    result = where(less(grown, math.inf), exact, _half_exponential(magnitude))
+    signed = where(less(wide, 0.0), -result, result)
+    return cast(where(equal(wide, 0.0), wide, signed), x.dtype)
+
+
+@_sinh.gradient
+def _sinh_gradient(inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    return (cotangents[0] * cosh(inputs[0]),)
+
+
+@composite
+def _cosh(x: Any) -> Any:
+    wide = _wide(x)
+    magnitude = abs(wide)
+    grown = exp(magnitude)
+    result = where(less(grown, math.inf), (grown + 1.0 / grown) * 0.5, _half_exponential(magnitude))
+    return cast(result, x.dtype)
+
+
+@_cosh.gradient
+def _cosh_gradient(inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    return (cotangents[0] * sinh(inputs[0]),)
+
+
+def _negative_sign(x: Any) -> Any:
+    """Whether x is below zero or -0.0."""
+    return bitwise_or(less(x, 0.0), bitwise_and(equal(x, 0.0), less(1.0 / x, 0.0)))
+
+
+@composite
+def _atan2(y: Any, x: Any) -> Any:
+    high, wide = _wide(y), _wide(x)
+    rise, run = abs(high), abs(wide)
+    one = where(equal(rise, 0.0), 0.0, 1.0)  # the ratio of equal ones, infinities included; 0 for zeros
+    angle = atan(where(equal(rise, run), cast(one, rise.dtype), rise / run))
+    angle = where(_negative_sign(wide), math.pi - angle, angle)
+    return cast(where(_negative_sign(high), -angle, angle), y.dtype)
+
+
+@_atan2.gradient
+def _atan2_gradient(inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    y, x = inputs
+    scaled = cotangents[0] / (x * x + y * y)
+    return (scaled * x, -(scaled * y))
+
+
+def tan(x: Any) -> Any:
+    """Tangent of an angle in radians."""
+    return _tan(floating(x))
+
+
+def asin(x: Any) -> Any:
+    """Inverse sine in radians, from -pi/2 to pi/2; NaN outside [-1, 1]."""
+    return _asin(floating(x))
+
+
+def acos(x: Any) -> Any:
+    """Inverse cosine in radians, from 0 to pi; NaN outside [-1, 1]."""
+    return _acos(floating(x))
+
+
+def sinh(x: Any) -> Any:
+    """Hyperbolic sine."""
+    return _sinh(floating(x))
+
+
+def cosh(x: Any) -> Any:
+    """Hyperbolic cosine."""
+    return _cosh(floating(x))
+
+
+def atan2(y: Any, x: Any) -> Any:
+    """The angle of the point (x, y) in radians, from -pi to pi; signed zeros and infinities as in IEEE 754."""
+    y, x = (floating(value) for value in promoted(y, x))
+    return _atan2(*broadcast_together(y, x))

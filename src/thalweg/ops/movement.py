@@ -15,6 +15,8 @@ import numpy as np
 from thalweg.errors import ArgumentError, DTypeError, ShapeError
 from thalweg.graph import AxisGroup, Kind, Op, Operand
 from thalweg.ops.core import apply, operand, primitive, promoted, require
+from thalweg.ops.elementwise import less_equal, where
+from thalweg.ops.sources import iota
 from thalweg.types import DType, Shape, Symbol, Type, normalize_axes, normalize_axis, type_of
 
 
@@ -626,3 +628,25 @@ def meshgrid(*tensors: Any, indexing: str = "xy") -> tuple[Any, ...]:
         aligned = reshape(line, tuple(line.size if position == axis else 1 for position in range(len(lines))))
         results.append(broadcast_to(aligned, shape))
     return tuple(results)
+
+
+# ---- triangles ------------------------------------------------------------------------------------------------------
+
+
+def _triangle(x: Any, diagonal: int, upper: bool) -> Any:
+    x = operand(x)
+    require(x.ndim >= 2, f"{'triu' if upper else 'tril'} needs at least two axes, received shape {x.shape}")
+    row, column = iota(x.shape[-2:], 0), iota(x.shape[-2:], 1)
+    edge = row + int(diagonal) if diagonal else row
+    kept = less_equal(edge, column) if upper else less_equal(column, edge)
+    return where(kept, x, fill_value(0, x.dtype))
+
+
+def tril(x: Any, k: int = 0) -> Any:
+    """The last two axes with zeros above the k-th diagonal."""
+    return _triangle(x, k, upper=False)
+
+
+def triu(x: Any, k: int = 0) -> Any:
+    """The last two axes with zeros below the k-th diagonal."""
+    return _triangle(x, k, upper=True)

@@ -17,7 +17,8 @@ from thalweg import types
 from thalweg.errors import DTypeError
 from thalweg.graph import AxisGroup, Kind, Op
 from thalweg.ops.core import apply, cast, composite, floating, operand, primitive, require
-from thalweg.ops.movement import broadcast_to, reshape, transpose
+from thalweg.ops.elementwise import equal, sqrt, truth, where
+from thalweg.ops.movement import broadcast_to, flip, pad, reshape, slice_axis, transpose
 from thalweg.types import Shape, Type, normalize_axes, normalize_axis
 
 
@@ -111,8 +112,6 @@ def _prod_gradient(x: Any, g: Any, axis: tuple[int, ...]) -> Any:
 
     Upwards each pair is multiplied; downwards each element receives its parent's share times its neighbour.
     """
-    from thalweg.ops.movement import flip, pad, slice_axis
-
     kept = tuple(position for position in range(x.ndim) if position not in axis)
     order = (*kept, *axis)
     outer = tuple(x.shape[position] for position in kept)
@@ -138,8 +137,6 @@ def _prod_gradient(x: Any, g: Any, axis: tuple[int, ...]) -> Any:
 
 def _extreme_vjp(op: Reduction, x: Any, y: Any, g: Any) -> Any:
     """The gradient shared equally among the elements that attain the extreme (as PyTorch's amax)."""
-    from thalweg.ops.elementwise import equal
-
     attained = cast(equal(x, _restore(y, op.axis, x.shape)), g.dtype)
     share = g / apply(Sum(op.axis), attained)
     return attained * _restore(share, op.axis, x.shape)
@@ -275,13 +272,6 @@ def argmin(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
     return _arg_reduce(Argmin, x, axis, keepdims)
 
 
-def _truth(x: Any) -> Any:
-    from thalweg.ops.elementwise import not_equal
-
-    x = operand(x)
-    return x if x.dtype.is_bool else not_equal(x, 0)
-
-
 def any(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """Whether some element over `axis` is not zero, a bool tensor; False of nothing."""
     return _reduce_truth(Max, x, axis, keepdims, False)
@@ -293,7 +283,7 @@ def all(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
 
 
 def _reduce_truth(op: type[Any], x: Any, axis: Any, keepdims: bool, of_nothing: bool) -> Any:
-    x = _truth(x)
+    x = truth(x)
     over = normalize_axes(axis, x.ndim)
     if 0 in [x.shape[position] for position in over]:
         kept = [1 if p in over else extent for p, extent in enumerate(x.shape) if keepdims or p not in over]
@@ -336,8 +326,6 @@ def _var_gradient(
 
 @composite
 def _std(x: Any, *, axis: tuple[int, ...], keepdims: bool, correction: float) -> Any:
-    from thalweg.ops.elementwise import sqrt
-
     return sqrt(_var(x, axis=axis, keepdims=keepdims, correction=correction))
 
 
@@ -345,8 +333,6 @@ def _std(x: Any, *, axis: tuple[int, ...], keepdims: bool, correction: float) ->
 def _std_gradient(
     inputs: Any, outputs: Any, cotangents: Any, axis: tuple[int, ...], keepdims: bool, correction: float
 ) -> Sequence[Any]:
-    from thalweg.ops.elementwise import equal, where
-
     y, g = outputs[0], cotangents[0]
     constant = equal(y, 0.0)  # no spread: the gradient is taken as 0, as in PyTorch
     return (_spread(inputs[0], where(constant, 0.0, g / where(constant, 1.0, y)), axis, correction),)

@@ -1,15 +1,16 @@
-"""Primitives without inputs (constant, iota) and random bits."""
+"""Primitives without inputs (constant, iota), random bits, and the functions that make tensors of a given shape."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from thalweg import types
-from thalweg.errors import DTypeError
+from thalweg.errors import ArgumentError, DTypeError
 from thalweg.graph import AxisGroup, Kind, Op
-from thalweg.ops.core import apply, primitive, require
+from thalweg.ops.core import apply, cast, operand, primitive, require
 from thalweg.types import DType, Type
 
 
@@ -35,13 +36,6 @@ def constant(value: Any, dtype: DType | None = None) -> Any:
     array = array.astype(types.dtype(array.dtype).numpy, copy=False)  # native byte order
     array.flags.writeable = False
     return apply(Constant(array))
-
-
-def full(shape: tuple[int, ...], value: float | int | bool, dtype: DType) -> Any:
-    """A tensor of one repeated number, as a broadcast constant."""
-    from thalweg.ops.movement import broadcast_to
-
-    return broadcast_to(constant(np.asarray(value, dtype.numpy)), shape)
 
 
 @primitive("iota", Kind.MOVEMENT)
@@ -136,3 +130,98 @@ class RandomBits(Op):
 def random_bits(state: Any, shape: tuple[int, ...], stream: int) -> Any:
     """Uniform uint32 words for a generator's state; `stream` tells call sites apart."""
     return apply(RandomBits(tuple(shape), int(stream)), state)
+
+
+# ---- tensors of a given shape ---------------------------------------------------------------------------------------
+
+
+def full(shape: Any, value: Any, dtype: Any = None) -> Any:
+    """A tensor of one repeated number (or 0-d tensor), as a broadcast.
+
+    Without `dtype` Python numbers give bool, int64 or float32.
+    """
+    from thalweg.ops.movement import broadcast_to
+
+    target = None if dtype is None else types.dtype(dtype)
+    single = operand(value, target)
+    return broadcast_to(single if target is None else cast(single, target), shape)
+
+
+def zeros(shape: Any, dtype: Any = types.float32) -> Any:
+    """A tensor of zeros."""
+    return full(shape, 0, types.dtype(dtype))
+
+
+def ones(shape: Any, dtype: Any = types.float32) -> Any:
+    """A tensor of ones."""
+    return full(shape, 1, types.dtype(dtype))
+
+
+def full_like(x: Any, value: Any, dtype: Any = None) -> Any:
+    """A tensor of the shape of `x` (and its type where `dtype` is None), filled with one number."""
+    x = operand(x)
+    return full(x.shape, value, x.dtype if dtype is None else dtype)
+
+
+def zeros_like(x: Any, dtype: Any = None) -> Any:
+    """Zeros of the shape of `x` (and its type where `dtype` is None)."""
+    return full_like(x, 0, dtype)
+
+
+def ones_like(x: Any, dtype: Any = None) -> Any:
+    """Ones of the shape of `x` (and its type where `dtype` is None)."""
+    return full_like(x, 1, dtype)
+
+
+def _number(value: Any, name: str) -> int | float:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ArgumentError(f"{name} must be a finite number, received {value!r:.60}; the shape depends on it")
+    return value
+
+
+def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Any:
+    """start, start + step, ... below `stop` (above it for a negative step); of one argument 0, 1, ... below it.
+
+    Integers give int64, other numbers float32, unless `dtype` is given.
+    """
+    if stop is None:
+        start, stop = 0, start
+    start, stop, step = _number(start, "start"), _number(stop, "stop"), _number(step, "step")
+    if step == 0:
+        raise ArgumentError("the step of arange must not be 0")
+    whole = all(isinstance(value, int) for value in (start, stop, step))
+    target = types.dtype(dtype) if dtype is not None else types.int64 if whole else types.float32
+    count = max(0, -((start - stop) // step) if whole else math.ceil((stop - start) / step))
+    wide = types.int64 if whole else types.float64
+    line: Any = iota((count,), 0, wide)
+    if step != 1:
+        line = line * step
+    return cast(line + start if start != 0 else line, target)
+
+
+def linspace(start: Any, stop: Any, num: int, *, endpoint: bool = True, dtype: Any = types.float32) -> Any:
+    """`num` evenly spaced numbers from `start` to `stop` (without it where `endpoint` is False); both ends are exact."""
+    from thalweg.ops.elementwise import less, where
+
+    start, stop = float(_number(start, "start")), float(_number(stop, "stop"))
+    if isinstance(num, bool) or not isinstance(num, (int, np.integer)) or num < 0:
+        raise ArgumentError(f"num must be an integer that is 0 or larger, received {num!r}")
+    intervals = int(num) - 1 if endpoint else int(num)
+    step = (stop - start) / intervals if intervals > 0 else 0.0
+    position = iota((int(num),), 0, types.float64)
+    from_start = position * step + start
+    if not endpoint or num < 2:
+        return cast(from_start, dtype)
+    from_stop = stop - (float(intervals) - position) * step
+    return cast(where(less(position, num / 2), from_start, from_stop), dtype)
+
+
+def eye(n_rows: int, n_cols: int | None = None, *, k: int = 0, dtype: Any = types.float32) -> Any:
+    """Ones on the diagonal that begins at column `k` (negative: at row -k), zeros elsewhere."""
+    from thalweg.ops.elementwise import equal
+
+    shape = (n_rows, n_rows if n_cols is None else n_cols)
+    row = iota(shape, 0)
+    return cast(equal(row + int(k) if k else row, iota(shape, 1)), dtype)
