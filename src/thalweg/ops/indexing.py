@@ -32,14 +32,18 @@ from thalweg.types import Shape, Type, normalize_axis
 Array = np.ndarray[Any, Any]
 
 
-def checked_positions(indices: Array, extent: int, what: str) -> Array:
-    """`indices` counted from the front; raises `IndexRangeError` naming the first one outside the axis."""
+def checked_positions(indices: Array, extent: int, what: str, wrap: bool = True) -> Array:
+    """`indices` counted from the front; raises `IndexRangeError` naming the first one outside the axis.
+
+    Without `wrap` negative ones are outside (labels, tokens).
+    """
     if indices.size:
-        outside = (indices >= extent) | (indices < -extent) if indices.dtype.kind == "i" else indices >= extent
+        lowest = -extent if wrap else 0
+        outside = (indices >= extent) | (indices < lowest) if indices.dtype.kind == "i" else indices >= extent
         if outside.any():
             place = np.unravel_index(int(np.argmax(outside)), indices.shape)
             where = f" (at position {tuple(map(int, place))} of the indices)" if place else ""
-            accepted = f"expected {-extent} to {extent - 1}" if extent else "the axis is empty"
+            accepted = f"expected {lowest} to {extent - 1}" if extent else "the axis is empty"
             raise IndexRangeError(
                 f"{what}: index {int(indices[place])}{where} is out of range for an axis of size {extent}; {accepted}"
             )
@@ -75,7 +79,7 @@ def gather_groups(op: Any, x: Type, indices: Type) -> list[tuple[int | None, int
     return groups
 
 
-def batched_positions(op: Any, x: Array, indices: Array) -> tuple[tuple[int, int, int, int], Array, Array]:
+def batched_positions(op: Any, x: Array, indices: Array, wrap: bool = True) -> tuple[tuple[int, int, int, int], Array, Array]:
     """`x` as [batch, outer, axis, inner] (its sizes), and index arrays [batch, 1] and [batch, count] for axes 0 and 2."""
     sizes = (
         math.prod(x.shape[: op.batch]),
@@ -85,7 +89,7 @@ def batched_positions(op: Any, x: Array, indices: Array) -> tuple[tuple[int, int
     )
     flat = indices.reshape(sizes[0], math.prod(indices.shape[op.batch :]))
     if sizes[0] and sizes[1] and sizes[3]:
-        flat = checked_positions(flat, sizes[2], op.name)
+        flat = checked_positions(flat, sizes[2], op.name, wrap)
     return sizes, np.arange(sizes[0])[:, None], flat
 
 
@@ -94,11 +98,13 @@ class Gather(Op):
     """`result[b.., o.., i.., n..] = x[b.., o.., indices[b.., i..], n..]` with the indexed axis at `axis`.
 
     The first `batch` axes (b) are shared by x and indices. The result's shape is
-    `x.shape[:axis] + indices.shape[batch:] + x.shape[axis + 1:]`.
+    `x.shape[:axis] + indices.shape[batch:] + x.shape[axis + 1:]`. With `wrap` negative indices count from the end,
+    without it they are out of range.
     """
 
     axis: int
     batch: int
+    wrap: bool = True
 
     def infer(self, x: Type, indices: Type) -> tuple[Type, ...]:
         return (Type(x.dtype, gather_shape(self, x, indices)),)
@@ -108,8 +114,8 @@ class Gather(Op):
         if not math.prod(shape):
             return np.zeros(shape, x.dtype)
         if self.batch == 0:
-            return np.take(x, checked_positions(indices, x.shape[self.axis], self.name), self.axis)
-        sizes, row, flat = batched_positions(self, x, indices)
+            return np.take(x, checked_positions(indices, x.shape[self.axis], self.name, self.wrap), self.axis)
+        sizes, row, flat = batched_positions(self, x, indices, self.wrap)
         return x.reshape(sizes)[row, :, flat].swapaxes(1, 2).reshape(shape)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:

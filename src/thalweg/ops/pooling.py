@@ -83,6 +83,13 @@ class Pool(Op):
                 )
             ]
 
+    def axis_taps(self, axis: int, count: int) -> list[tuple[slice, ...]]:
+        """For each tap along one spatial axis: where it reads in every window."""
+        stride, spread = self.strides[axis], self.dilation[axis]
+        lead = (slice(None),) * (axis + 2)
+        starts = (tap * spread for tap in range(self.kernel[axis]))
+        return [(*lead, slice(start, start + (count - 1) * stride + 1, stride)) for start in starts]
+
     def padded_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         grown = (size + low + high for size, (low, high) in zip(shape[2:], self.padding, strict=True))
         return (shape[0], shape[1], *grown)
@@ -115,29 +122,42 @@ class MaxPool(Pool):
         return (Type(x.dtype, shape), Type(types.int32, shape))
 
     def reference(self, x: Array) -> Any:
-        wide = in_float32(x)
+        best = in_float32(x)
+        floating = best.dtype.kind == "f"
         out = self.pooled(x.shape[2:])
-        lowest = -np.inf if wide.dtype.kind == "f" else np.iinfo(wide.dtype).min
-        views = self.taps(self.padded(wide, lowest), out)
-        best = next(views).copy()
-        index = np.empty(best.shape, np.int32)
-        index[...] = self._first_taps(out)
-        for position, view in enumerate(views, 1):
-            better = view > best
-            if wide.dtype.kind == "f":
-                better |= view != view
-            np.copyto(best, view, where=better)
-            np.copyto(index, np.int32(position), where=better)
-        return best.astype(x.dtype, copy=False), index
+        has_nan = bool(floating and best.size and np.isnan(best.max()))
+        best = self.padded(best, -np.inf if floating else np.iinfo(best.dtype).min)
+        index: Array | None = None  # position in the window over the axes done so far
+        weight = 1
+        for axis in reversed(range(len(out))):
+            # the last axis first: the winner of each row of a window, then the first of the winning rows
+            best, index = self._reduce_axis(best, index, axis, out[axis], weight, has_nan)
+            weight *= self.kernel[axis]
+        return best.astype(x.dtype, copy=False), np.asarray(index, np.int32)
 
-    def _first_taps(self, out: Sequence[int]) -> Array:
-        """For each window the first tap that is not in the low padding: its index where nothing exceeds -inf."""
-        first = np.zeros((), np.int32)
-        geometry = zip(out, self.kernel, self.strides, self.padding, self.dilation, strict=True)
-        for count, kernel, stride, (low, _), spread in geometry:
-            missing = -((np.arange(count) * stride - low) // spread)
-            first = first[..., None] * kernel + np.clip(missing, 0, kernel - 1).astype(np.int32)
-        return first
+    def _reduce_axis(
+        self, plane: Array, known: Array | None, axis: int, count: int, weight: int, has_nan: bool
+    ) -> tuple[Array, Array]:
+        """Maxima of the windows along one spatial axis, and their positions: tap * weight + known position."""
+        taps = self.axis_taps(axis, count)
+        best = plane[taps[0]].copy()
+        small = np.uint8 if math.prod(self.kernel) <= 256 else np.int32
+        first = (self._first_taps(axis, count) * weight).astype(small).reshape(-1, *(1,) * (plane.ndim - axis - 3))
+        index = np.zeros(best.shape, small) + (first if known is None else first + known[taps[0]])
+        for tap, place in enumerate(taps[1:], 1):
+            view = plane[place]
+            better = view > best
+            if has_nan:
+                better |= np.isnan(view)
+            position = small(tap * weight) if known is None else known[place] + small(tap * weight)
+            np.maximum(index, better * position, out=index)  # positions grow with the tap: the larger one is the new one
+            np.maximum(best, view, out=best)
+        return best, index
+
+    def _first_taps(self, axis: int, count: int) -> Array:
+        """For each window the first tap behind the low padding: its index where nothing exceeds -inf."""
+        missing = np.arange(count) * self.strides[axis] - self.padding[axis][0]
+        return np.clip(-(missing // self.dilation[axis]), 0, self.kernel[axis] - 1).astype(np.int32)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
         return (apply(MaxUnpool(*self.attributes().values(), inputs[0].shape[2:]), cotangents[0], outputs[1]),)
@@ -162,12 +182,18 @@ class MaxUnpool(Pool):
         wide = in_float32(g)
         result = np.zeros(self.padded_shape((*g.shape[:2], *self.spatial)), wide.dtype)
         for position, view in enumerate(self.taps(result, g.shape[2:])):
-            view += np.where(indices == position, wide, wide.dtype.type(0))
+            view += _selected(wide, indices == position)
         return np.ascontiguousarray(self.inside(result)).astype(g.dtype, copy=False)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
         gather = MaxPoolGather(self.kernel, self.strides, self.padding, self.dilation)
         return (apply(gather, cotangents[0], inputs[1]), None)
+
+
+def _selected(x: Array, mask: Array) -> Array:
+    """x where the mask is true, else 0, by its bits: several times faster than `np.where`, exact for NaN."""
+    bits = np.dtype(f"i{x.dtype.itemsize}")
+    return (x.view(bits) & -mask.astype(bits)).view(x.dtype)
 
 
 @primitive("max_pool_gather", Kind.MOVEMENT)
@@ -202,18 +228,12 @@ class SumPool(Pool):
         out = self.pooled(x.shape[2:])
         result = self.padded(in_float32(x), 0)
         for axis, count in enumerate(out):  # one axis after the other: as many additions as the kernel has rows and columns
-            views = [result[index] for index in self._axis_taps(axis, count)]
+            views = [result[index] for index in self.axis_taps(axis, count)]
             total = views[0].copy()
             for view in views[1:]:
                 total += view
             result = total
         return result.astype(x.dtype, copy=False)
-
-    def _axis_taps(self, axis: int, count: int) -> list[tuple[slice, ...]]:
-        stride, spread = self.strides[axis], self.dilation[axis]
-        starts = [tap * spread for tap in range(self.kernel[axis])]
-        lead = (slice(None),) * (axis + 2)
-        return [(*lead, slice(start, start + (count - 1) * stride + 1, stride)) for start in starts]
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
         return (apply(SumUnpool(*self.attributes().values(), inputs[0].shape[2:]), cotangents[0]),)
