@@ -268,6 +268,19 @@ class Convolution(Op):
             groups += [self.mapped(axis, None, axis, axis) for axis in range(2, len(kernel) + 2)]
         return tuple(groups)
 
+    def windows(self, plane: Array, first: int, kernel: Sequence[int], out: Sequence[int]) -> Array:
+        """A view of a padded array whose spatial axes begin at `first`: they become [*kernel, *out], what each tap of each
+        window reads."""
+        behind = first + len(kernel)
+        spatial = plane.strides[first:behind]
+        taps = (stride * spread for stride, spread in zip(spatial, self.dilation, strict=True))
+        moves = (stride * step for stride, step in zip(spatial, self.strides, strict=True))
+        return np.lib.stride_tricks.as_strided(
+            plane,
+            (*plane.shape[:first], *kernel, *out, *plane.shape[behind:]),
+            (*plane.strides[:first], *taps, *moves, *plane.strides[behind:]),
+        )
+
     def multiplications(self, w: Sequence[int], y: Sequence[int]) -> int:
         """Dense operations (padding counted as if it were there), two for a multiplication with its addition."""
         return 2 * math.prod(y) * math.prod(w[1:])
@@ -282,16 +295,6 @@ def _padded(x: Array, padding: Pairs) -> Array:
     inside = (slice(low, low + size) for size, (low, _) in zip(x.shape[2:], padding, strict=True))
     result[(slice(None), slice(None), *inside)] = x
     return result
-
-
-def _columns(x: Array, op: Convolution, kernel: Sequence[int], out: Sequence[int]) -> Array:
-    """A view [B, C, *kernel, *out] of padded x: the element that each tap of each window reads."""
-    batch, channel, *spatial = x.strides
-    taps = (stride * spread for stride, spread in zip(spatial, op.dilation, strict=True))
-    moves = (stride * step for stride, step in zip(spatial, op.strides, strict=True))
-    return np.lib.stride_tricks.as_strided(
-        x, (*x.shape[:2], *kernel, *out), (batch, channel, *taps, *moves), writeable=x.flags.writeable
-    )
 
 
 _BLOCK = 1 << 22  # elements of unfolded columns at a time: bounds the memory that a reference takes beside its result
@@ -316,7 +319,7 @@ class ConvolutionForward(Convolution):
         filters = in_float32(w).reshape(self.groups, w.shape[0] // self.groups, math.prod(w.shape[1:]))
         result = np.empty((batch, self.groups, filters.shape[1], math.prod(out)), source.dtype)
         for block in _batch_blocks(batch, x.shape[1] * math.prod(kernel) * math.prod(out)):
-            columns = _columns(source[block], self, kernel, out)
+            columns = self.windows(source[block], 2, kernel, out)
             columns = columns.reshape(columns.shape[0], self.groups, filters.shape[2], math.prod(out))
             np.matmul(filters, columns, out=result[block])
         return result.reshape(shape).astype(x.dtype, copy=False)
@@ -356,20 +359,24 @@ class ConvolutionInputGradient(Convolution):
         return (Type(g.dtype, shape),)
 
     def reference(self, g: Array, w: Array) -> Array:
-        (batch, _, *out), kernel = g.shape, w.shape[2:]
-        channels = w.shape[1] * self.groups
-        filters = in_float32(w).reshape(self.groups, w.shape[0] // self.groups, math.prod(w.shape[1:]))
-        cotangent = in_float32(g).reshape(batch, self.groups, filters.shape[1], math.prod(out))
+        batch, rank = g.shape[0], len(self.spatial)
+        channels, kernel = w.shape[1] * self.groups, w.shape[2:]
+        filters = in_float32(w).reshape(self.groups, w.shape[0] // self.groups, -1).transpose(0, 2, 1)
         sizes = [size + low + high for size, (low, high) in zip(self.spatial, self.padding, strict=True)]
-        result = np.zeros((batch, channels, *sizes), cotangent.dtype)
-        for block in _batch_blocks(batch, channels * math.prod(kernel) * math.prod(out)):
-            columns = np.matmul(filters.transpose(0, 2, 1), cotangent[block])
-            columns = columns.reshape(-1, channels, *kernel, *out)
-            target = _columns(result[block], self, kernel, out)
-            for tap in np.ndindex(*kernel):  # taps one after the other: the windows of one tap never overlap
-                target[(slice(None), slice(None), *tap)] += columns[(slice(None), slice(None), *tap)]
         inside = (slice(low, low + size) for size, (low, _) in zip(self.spatial, self.padding, strict=True))
-        return np.ascontiguousarray(result[(slice(None), slice(None), *inside)]).astype(g.dtype, copy=False)
+        inside = (slice(None), *inside)
+        result = np.empty((batch, channels, *self.spatial), filters.dtype)
+        for block in _batch_blocks(batch, channels * math.prod(kernel) * math.prod(g.shape[2:])):
+            # batch last: the sums below then run over long rows of memory
+            cotangent = np.moveaxis(in_float32(g[block]), 0, -1)
+            columns = np.matmul(filters, cotangent.reshape(self.groups, w.shape[0] // self.groups, -1))
+            columns = columns.reshape(channels, *kernel, *cotangent.shape[1:])
+            plane = np.zeros((channels, *sizes, cotangent.shape[-1]), columns.dtype)
+            target = self.windows(plane, 1, kernel, g.shape[2:])
+            for tap in np.ndindex(*kernel):  # one after the other: the windows of one tap never overlap
+                target[(slice(None), *tap)] += columns[(slice(None), *tap)]
+            result[block] = np.moveaxis(plane[inside], rank + 1, 0)
+        return result.astype(g.dtype, copy=False)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
         (g, w), (c,) = inputs, cotangents
@@ -412,17 +419,16 @@ class ConvolutionWeightGradient(Convolution):
 
     def reference(self, x: Array, g: Array) -> Array:
         batch, filters, *out = g.shape
-        source, cotangent = _padded(in_float32(x), self.padding), in_float32(g)
-        members, taps = x.shape[1] // self.groups, math.prod(self.kernel)
-        result = np.zeros((self.groups, filters // self.groups, members * taps), source.dtype)
-        rank = len(self.kernel)
-        order = (1, *range(2, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))  # [C, *kernel, B, *out]
-        for block in _batch_blocks(batch, x.shape[1] * taps * math.prod(out)):
-            columns = _columns(source[block], self, self.kernel, out).transpose(order)
-            columns = columns.reshape(self.groups, members * taps, -1)
-            rows = cotangent[block].swapaxes(0, 1).reshape(self.groups, filters // self.groups, -1)
-            result += np.matmul(rows, columns.transpose(0, 2, 1))
-        return result.reshape(filters, members, *self.kernel).astype(x.dtype, copy=False)
+        source = _padded(in_float32(x), self.padding)
+        members = x.shape[1] // self.groups * math.prod(self.kernel)
+        cotangent = in_float32(g).reshape(batch, self.groups, filters // self.groups, math.prod(out))
+        result = np.zeros((self.groups, members, filters // self.groups), source.dtype)
+        for block in _batch_blocks(batch, self.groups * members * max(math.prod(out), filters // self.groups)):
+            columns = self.windows(source[block], 2, self.kernel, out)
+            columns = columns.reshape(columns.shape[0], self.groups, members, math.prod(out))
+            result += np.matmul(columns, cotangent[block].swapaxes(2, 3)).sum(0)
+        result = result.transpose(0, 2, 1).reshape(filters, -1, *self.kernel)
+        return np.ascontiguousarray(result).astype(x.dtype, copy=False)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
         (x, g), (c,) = inputs, cotangents

