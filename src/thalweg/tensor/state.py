@@ -1,0 +1,317 @@
+"""State holders: parameters, buffers and what optimisers and random generators keep from call to call.
+
+A holder is a tensor whose value can be replaced. Programs find holders by identity; each change raises the version.
+A program may overwrite a holder's storage only if nobody else can see it: `storage_for_update` decides that by the
+number of references to the array, because every view, DLPack capsule, tensor and history entry holds one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from thalweg import types
+from thalweg.errors import ArgumentError, DTypeError, ShapeError
+from thalweg.graph import Value
+from thalweg.tensor.eager import source_value
+from thalweg.tensor.tensor import Tensor, as_array, eager_array
+from thalweg.tensor.trace import current_trace
+from thalweg.types import Type
+
+Array = np.ndarray[Any, Any]
+
+_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
+
+def own_storage(array: Any) -> Array:
+    """A row-major copy of an array in memory of its own that starts at a multiple of 64 bytes.
+
+    The memory is a `bytearray`, so that every view of the copy refers to the copy itself: NumPy would let a view of
+    a view refer to the array at the end of the chain.
+    """
+    source = np.asarray(array)
+    dtype = types.dtype(source.dtype).numpy
+    size = source.size * dtype.itemsize
+    memory = bytearray(size + _ALIGNMENT)
+    start = -np.frombuffer(memory, np.uint8).ctypes.data % _ALIGNMENT
+    owned: Array = np.ndarray(source.shape, dtype, memory, start)
+    owned[...] = source
+    return owned
+
+
+# ---- epoch: has any attribute of any module changed? -----------------------------------------------------------------
+
+_epoch = 0
+
+
+def epoch() -> int:
+    """A number that grows whenever a plain attribute of a module is assigned: compiled functions compare it."""
+    return _epoch
+
+
+def bump_epoch() -> None:
+    """Note that an attribute of a module has changed."""
+    global _epoch
+    _epoch += 1
+    trace = current_trace()
+    if trace is not None:
+        trace.epochs += 1
+
+
+# ---- locks: one per state set -----------------------------------------------------------------------------------------
+
+
+class StateLock:
+    """The lock of a state set: all holders that some program changes together. It is new after a fork."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+        _locks.add(self)
+
+
+_locks: weakref.WeakSet[StateLock] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for state_lock in list(_locks):
+        state_lock.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+_joining = StateLock()
+
+
+def join_locks(holders: Sequence[Holder]) -> None:
+    """Give holders that a program changes together one lock."""
+    with _joining.lock:
+        sets = {id(holder._lock): holder._lock for holder in holders}
+        if len(sets) < 2:
+            return
+        first, *others = sets.values()
+        with contextlib.ExitStack() as stack:
+            for state_lock in sets.values():
+                stack.enter_context(state_lock.lock)
+            for other in others:
+                for holder in list(other.holders):
+                    holder._lock = first
+                    first.holders.add(holder)
+
+
+@contextlib.contextmanager
+def locked(holders: Sequence[Holder]) -> Iterator[None]:
+    """Hold the lock of a state set (`join_locks` has been called for these holders)."""
+    if not holders:
+        yield
+        return
+    while True:
+        state_lock = holders[0]._lock
+        lock = state_lock.lock
+        lock.acquire()
+        if holders[0]._lock is state_lock:
+            break
+        lock.release()  # the set has been joined with another one while we waited
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ---- holders ------------------------------------------------------------------------------------------------------------
+
+
+class Holder(Tensor):
+    """A tensor whose value can be replaced. Shape and dtype stay; use `Parameter` or `Buffer`."""
+
+    __slots__ = ("_array", "_leaf", "_lock", "_type", "name", "version")
+
+    def __init__(self, data: Any, dtype: Any = None, name: str = "") -> None:
+        self._array = own_storage(as_array(data, dtype))
+        self._type = types.type_of(self._array)
+        self._trace = None
+        self._leaf: Value | None = None
+        self._lock = StateLock()
+        self._lock.holders.add(self)
+        self.name = name
+        self.version = 0  # counts the changes of the value
+
+    @property
+    def type(self) -> Type:
+        return self._type
+
+    @property
+    def data(self) -> Array:
+        """The current value, for programs and files: row-major, 64-byte aligned, not to be written to."""
+        with self._lock.lock:
+            return self._array
+
+    def _read(self) -> Value:
+        """The value as an operand here and now."""
+        trace = current_trace()
+        if trace is not None:
+            return trace.read(self)
+        with self._lock.lock:
+            if self._leaf is None:
+                self._leaf = self._new_leaf(self._array)
+            return self._leaf
+
+    def _new_leaf(self, array: Array) -> Value:
+        return Value(self._type, None, 0, array)
+
+    def assign(self, value: Any) -> None:
+        """Replace the value: at once outside traces, at the end of the program's call inside.
+
+        `value` is a tensor, an array or a number of this holder's shape and dtype. Reading the holder afterwards gives
+        the new value. Raises `ShapeError` or `DTypeError` if it does not fit.
+        """
+        trace = current_trace()
+        if trace is None:
+            self.replace(eager_array(value, self._type.dtype))
+            return
+        from thalweg.ops.core import operand
+        from thalweg.tensor.tensor import value_of
+
+        lifted = value_of(operand(value, self._type.dtype))
+        self._check(lifted.type)
+        trace.write(self, lifted)
+
+    def replace(self, array: Any) -> None:
+        """Let the holder have a copy of this array as its value, from now on."""
+        given = np.asarray(array)
+        self._check(types.type_of(given))
+        fresh = own_storage(given)
+        with self._lock.lock:
+            self._array = fresh
+            self._leaf = None
+            self.version += 1
+
+    def adopt(self, array: Array) -> None:
+        """`replace` without a copy, for programs: `array` is row-major and nobody else writes to it."""
+        if array.base is not None and isinstance(array.base, np.ndarray) or not array.flags.c_contiguous:
+            raise ArgumentError("adopt takes a row-major array that is not a view of another array")
+        self._check(types.type_of(array))
+        with self._lock.lock:
+            self._array = array
+            self._leaf = None
+            self.version += 1
+
+    def storage_for_update(self) -> Array:
+        """An array with the current value that may be overwritten: the program's way to change a holder in place.
+
+        It is the holder's own array if nobody else can see it, else a copy that takes its place, so that views keep
+        their values. Call it while holding the state's lock.
+        """
+        self._leaf = None
+        if not _COUNTED or self._references() > _UNSHARED:
+            self._array = own_storage(self._array)
+        self.version += 1
+        return self._array
+
+    def _references(self) -> int:
+        return sys.getrefcount(self._array)
+
+    def _check(self, found: Type) -> None:
+        label = f"{type(self).__name__} {self.name!r}" if self.name else f"a {type(self).__name__}"
+        if found.shape != self._type.shape:
+            raise ShapeError(
+                f"{label} of shape {self._type.shape} cannot take a value of shape {found.shape}; the shape stays "
+                f"for life. Write value.reshape({self._type.shape}), or make a new {type(self).__name__}"
+            )
+        if found.dtype is not self._type.dtype:
+            raise DTypeError(
+                f"{label} of {self._type.dtype} cannot take a value of {found.dtype}; write "
+                f"value.astype({str(self._type.dtype)!r})"
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = type(self)(self.data, name=self.name)
+        memo[id(self)] = twin
+        return twin
+
+    def __copy__(self) -> Any:
+        return self.__deepcopy__({})
+
+    def _in_place(self, other: Any) -> Any:
+        raise ArgumentError(
+            f"{type(self).__name__} {self.name!r} cannot be changed by an operator such as +=; "
+            "write parameter.assign(parameter + step)"
+        )
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __imatmul__ = __ipow__ = _in_place
+
+
+class Buffer(Holder):
+    """A tensor that is kept from call to call but not trained: a running mean, an optimiser's slot, a learning rate."""
+
+    __slots__ = ()
+
+
+class Parameter(Holder):
+    """A tensor that defines the model and is trained. `trainable = False` freezes it."""
+
+    __slots__ = ("_trainable",)
+
+    def __init__(self, data: Any, trainable: bool = True, dtype: Any = None, name: str = "") -> None:
+        super().__init__(data, dtype, name)
+        if not self._type.dtype.is_floating:
+            raise DTypeError(
+                f"a Parameter needs a floating-point dtype, received {self._type.dtype}; "
+                "write tw.Parameter(data, dtype='float32'), or tw.Buffer(data) for what is not trained"
+            )
+        self._trainable = self._truth(trainable)
+
+    @staticmethod
+    def _truth(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ArgumentError(f"trainable is True or False, received {value!r}")
+        return value
+
+    @property
+    def trainable(self) -> bool:
+        """Whether gradients reach it: False freezes the parameter."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = self._truth(value)
+        self._leaf = None
+        bump_epoch()
+
+    @property
+    def requires_grad(self) -> bool:
+        """PyTorch's name for `trainable`."""
+        return self._trainable
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.trainable = value
+
+    def _new_leaf(self, array: Array) -> Value:
+        if self._trainable:
+            return source_value(array, weakref.ref(self), self.name)
+        return Value(self._type, None, 0, array)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = type(self)(self.data, self._trainable, name=self.name)
+        memo[id(self)] = twin
+        return twin
+
+
+def _count_unshared() -> int:
+    """What `_references` gives for an array that only its holder refers to; it differs between Python versions."""
+    probe = Buffer.__new__(Buffer)
+    probe._array = np.zeros(1)
+    return probe._references()
+
+
+# Without the interpreter lock (free-threaded Python) another thread may take a reference meanwhile: always copy then.
+_COUNTED = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
+_UNSHARED = _count_unshared() if _COUNTED else 0
