@@ -8,17 +8,18 @@ nothing is an error; sums of integers and booleans are 64-bit integers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from thalweg import types
-from thalweg.errors import DTypeError
+from thalweg.errors import ArgumentError, DTypeError, ShapeError
 from thalweg.graph import AxisGroup, Kind, Op
 from thalweg.ops.core import apply, cast, composite, floating, operand, primitive, require
 from thalweg.ops.elementwise import equal, sqrt, truth, where
 from thalweg.ops.movement import broadcast_to, flip, pad, reshape, slice_axis, transpose
+from thalweg.ops.samples import Sample, samples, special, special_pairs, values
 from thalweg.types import Shape, Type, normalize_axes, normalize_axis
 
 
@@ -116,7 +117,7 @@ def _prod_gradient(x: Any, g: Any, axis: tuple[int, ...]) -> Any:
     order = (*kept, *axis)
     outer = tuple(x.shape[position] for position in kept)
     count = math.prod(x.shape[position] for position in axis)
-    if count == 0:
+    if x.size == 0:
         return broadcast_to(operand(0.0, x.dtype), x.shape)
     line = reshape(transpose(x, order), (*outer, count))
     levels: list[Any] = []
@@ -354,3 +355,155 @@ def std(x: Any, axis: Any = None, keepdims: bool = False, *, correction: float =
     """The square root of `var`."""
     x = floating(x)
     return _std(x, axis=normalize_axes(axis, x.ndim), keepdims=bool(keepdims), correction=float(correction))
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def _reduction_samples(name: str, function: Any, distinct: bool, integers: bool) -> Iterator[Sample]:
+    """Samples that sum, prod, max and min share; `name` is PyTorch's function of one axis."""
+
+    def whole(torch: Any, x: Any) -> Any:
+        return getattr(torch, name)(x) if x.ndim else getattr(torch, name)(x, 0)
+
+    low, high = (0.5, 1.5) if name == "prod" else (-2.0, 2.0)
+
+    def array(*shape: int, dtype: str = "float32") -> Any:
+        return values(*shape, dtype=dtype, low=low, high=high, distinct=distinct)
+
+    def along(torch: Any, x: Any, axis: Any, keepdims: bool = False) -> Any:
+        return getattr(torch, name)(x, axis, keepdim=keepdims)
+
+    yield Sample(lambda x: function(reshape(x, (1,))), (array(),))  # 0-d in and out
+    yield Sample(function, (array(7),), torch=whole)
+    yield Sample(function, (array(3, 5),), {"axis": 1}, torch=lambda t, x: along(t, x, 1))
+    yield Sample(function, (array(3, 5, 7),), {"axis": 0, "keepdims": True}, torch=lambda t, x: along(t, x, 0, True))
+    yield Sample(function, (array(3, 2, 4),), {"axis": (0, -1)})
+    yield Sample(function, (array(2, 3, 1),), {"axis": (0, 1, 2), "keepdims": True})
+    yield Sample(function, (array(4, 0),), {"axis": 0}, torch=lambda t, x: along(t, x, 0))
+    yield Sample(function, (array(9, 33, dtype="float64"),), {"axis": 0}, torch=lambda t, x: along(t, x, 0))
+    yield Sample(function, (array(5, 6, dtype="float16"),), {"axis": 1}, torch=lambda t, x: along(t, x, 1))
+    yield Sample(function, (array(5, 6, dtype="bfloat16"),), {"axis": 0}, torch=lambda t, x: along(t, x, 0))
+    yield Sample(function, (special(),), torch=whole, torch_gradient=False)
+    yield Sample(function, (np.stack(special_pairs()),), {"axis": 0}, torch=lambda t, x: along(t, x, 0), torch_gradient=False)
+    if integers:
+        yield Sample(function, (values(3, 4, dtype="int8", low=-9, high=9),), {"axis": 1})
+        yield Sample(function, (values(3, 4, dtype="uint16", high=9),), {"axis": 0})
+        yield Sample(function, (values(3, 4, dtype="bool"),), {"axis": 0})
+    yield Sample(function, (array(3, 5),), {"axis": 2}, error=ArgumentError, message="expected -2 to 1")
+    yield Sample(function, (array(3, 5),), {"axis": (0, -2)}, error=ArgumentError, message="twice")
+    yield Sample(function, (array(3, 5),), {"axis": 1.0}, error=ArgumentError, message="integer")
+
+
+@samples("sum")
+def _sum_samples() -> Iterator[Sample]:
+    yield from _reduction_samples("sum", sum, False, True)
+    yield Sample(sum, (values(0),), torch=lambda t, x: t.sum(x))
+    yield Sample(sum, (values(3, 0, 2),), {"axis": 1})
+    yield Sample(sum, (values(300, dtype="float16", low=100, high=200),))
+    yield Sample(sum, (values(3, 5, dtype="int32"),), {"axis": 0, "dtype": "float64"})
+
+
+@samples("prod")
+def _prod_samples() -> Iterator[Sample]:
+    yield from _reduction_samples("prod", prod, False, True)
+    yield Sample(prod, (values(0),), torch=lambda t, x: t.prod(x))
+    with_zeros = values(3, 5)
+    with_zeros[0, 1] = with_zeros[1, 2] = with_zeros[1, 4] = 0.0
+    yield Sample(prod, (with_zeros,), {"axis": 1}, torch=lambda t, x: t.prod(x, 1))
+    yield Sample(prod, (with_zeros,), torch=lambda t, x: t.prod(x))
+
+
+@samples("max")
+def _max_samples() -> Iterator[Sample]:
+    yield from _reduction_samples("amax", max, True, False)
+    yield from _extreme_samples(max, "amax")
+
+
+@samples("min")
+def _min_samples() -> Iterator[Sample]:
+    yield from _reduction_samples("amin", min, True, False)
+    yield from _extreme_samples(min, "amin")
+
+
+def _extreme_samples(function: Any, name: str) -> Iterator[Sample]:
+    ties = np.array([[1, 2, 2, 0, 0], [3, 3, 3, 3, 3], [-1, 4, 0, -1, 4]], np.float32)
+    torch_function = lambda t, x: getattr(t, name)(x, 1)  # noqa: E731
+    yield Sample(function, (ties,), {"axis": 1}, gradient=False, torch=torch_function)
+    for dtype in ("int8", "uint64", "bool"):
+        yield Sample(function, (values(3, 4, dtype=dtype, low=-9, high=9),), {"axis": 1})
+    yield Sample(function, (values(2, 0, 3),), {"axis": 2})
+    yield Sample(function, (values(0),), error=ShapeError, message="size 0")
+    yield Sample(function, (values(2, 0, 3),), {"axis": 1}, error=ShapeError, message="size 0")
+
+
+@samples("argmax")
+def _argmax_samples() -> Iterator[Sample]:
+    yield from _position_samples(argmax, "argmax")
+
+
+@samples("argmin")
+def _argmin_samples() -> Iterator[Sample]:
+    yield from _position_samples(argmin, "argmin")
+
+
+def _position_samples(function: Any, name: str) -> Iterator[Sample]:
+    def along(axis: int | None, keepdims: bool = False) -> Any:
+        return lambda t, x: getattr(t, name)(x, axis, keepdim=keepdims)
+
+    yield Sample(function, (values(),), gradient=False)
+    yield Sample(function, (values(7),), gradient=False, torch=along(None))
+    yield Sample(function, (values(3, 5),), {"axis": 1}, gradient=False, torch=along(1))
+    yield Sample(function, (values(3, 5),), gradient=False, torch=along(None))
+    yield Sample(function, (values(3, 5, 7),), {"axis": -3, "keepdims": True}, gradient=False, torch=along(0, True))
+    yield Sample(function, (values(3, 0),), {"axis": 0}, gradient=False, torch=along(0))
+    yield Sample(function, (np.array([1, 3, 3, -2, -2], np.float32),), {"axis": 0})
+    yield Sample(function, (special(),), torch=along(None))
+    yield Sample(function, (special("bfloat16"),))
+    yield Sample(function, (np.stack(special_pairs()),), {"axis": 0})
+    for dtype in ("int16", "bool", "float16", "float64"):
+        yield Sample(function, (values(4, 5, dtype=dtype, low=-9, high=9),), {"axis": 0}, gradient=False)
+    yield Sample(function, (values(0),), error=ShapeError, message="size 0")
+    yield Sample(function, (values(2, 0),), {"axis": 1}, error=ShapeError, message="size 0")
+    yield Sample(function, (values(2, 3),), {"axis": 2}, error=ArgumentError)
+
+
+@samples("mean")
+def _mean_samples() -> Iterator[Sample]:
+    for sample in _reduction_samples("mean", mean, False, False):
+        yield sample
+    yield Sample(mean, (values(3, 0),), {"axis": 1}, gradient=False, torch=lambda t, x: t.mean(x, 1), torch_gradient=False)
+    yield Sample(mean, (values(3, 5, dtype="int32", high=9),), {"axis": 0})
+    yield Sample(mean, (np.full(70000, 2.0, np.float16),), torch=lambda t, x: t.mean(x))
+
+
+@samples("var")
+def _var_samples() -> Iterator[Sample]:
+    yield from _spread_samples(var, "var")
+
+
+@samples("std")
+def _std_samples() -> Iterator[Sample]:
+    yield from _spread_samples(std, "std")
+    constant = np.full((2, 5), 3.0, np.float32)
+    along = lambda t, x: t.std(x, 1, correction=0)  # noqa: E731
+    yield Sample(std, (constant,), {"axis": 1}, gradient=False, torch=along)
+
+
+def _spread_samples(function: Any, name: str) -> Iterator[Sample]:
+    def along(axis: Any = None, correction: float = 0, keepdims: bool = False) -> Any:
+        return lambda t, x: getattr(t, name)(x, axis, correction=correction, keepdim=keepdims)
+
+    yield Sample(function, (values(7),), torch=along())
+    yield Sample(function, (values(3, 5),), {"axis": 1}, torch=along(1))
+    yield Sample(function, (values(3, 5),), {"axis": 0, "correction": 1, "keepdims": True}, torch=along(0, 1, True))
+    yield Sample(function, (values(3, 5, 7) + 100,), {"axis": (0, 2)}, torch=along((0, 2)), tolerance=100)
+    yield Sample(function, (values(3, 5, dtype="float64"),), {"axis": 0}, torch=along(0))
+    yield Sample(function, (values(3, 33, dtype="float16"),), {"axis": 1}, torch=along(1))
+    yield Sample(function, (values(3, 33, dtype="bfloat16"),), {"axis": 1}, torch=along(1))
+    yield Sample(function, (values(3, 5, dtype="int16", high=9),), {"axis": 0})
+    yield Sample(function, (values(),), gradient=False)
+    yield Sample(function, (values(0, 3),), {"axis": 1})  # PyTorch warns of no degrees of freedom
+    yield Sample(function, (values(0, 3),), {"axis": 0}, gradient=False)
+    yield Sample(function, (np.array([1, np.nan, 2, np.inf], np.float32),), torch=along(), torch_gradient=False)
+    yield Sample(function, (values(3, 5),), {"axis": 5}, error=ArgumentError)
