@@ -91,7 +91,9 @@ def test_full_disk(tmp_path: Path) -> None:
         file.write(b"half of the new")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(DataError, match=r"cannot write .*file\.bin'.*[Nn]o space.*unchanged.*free some space"):
+    with pytest.raises(
+        DataError, match=r"cannot write .*file\.bin'.*[Nn]o space.*unchanged.*free some space"
+    ):
         atomic_write(path, write)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file.bin"]
@@ -159,7 +161,9 @@ def test_read_only_directory() -> None:
 
 
 def test_missing_directory_directory_as_file_and_file_as_directory(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nothing was written; the directory does not exist: create it first"):
+    with pytest.raises(
+        DataError, match=r"nothing was written; the directory does not exist: create it first"
+    ):
         atomic_write(tmp_path / "missing" / "file.bin", b"x")
     with pytest.raises(DataError, match="the path is a directory: add a file name"):
         atomic_write(tmp_path, b"x")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thalweg.data.transforms import height_and_width
 from thalweg.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
@@ -126,10 +127,7 @@ def _check_options(mode: str, size: Size | None) -> tuple[int, int] | None:
         raise ArgumentError(f"mode is {mode!r}; expected 'RGB' (3 channels) or 'L' (1 channel, grey)")
     if size is None:
         return None
-    sizes = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sizes) != 2 or not all(isinstance(number, int) and number > 0 for number in sizes):
-        raise ArgumentError(f"size is {size!r}; expected a number of pixels, or (height, width)")
-    return sizes[0], sizes[1]
+    return height_and_width(size)
 
 
 def _pixels(image: Image.Image, mode: str, size: tuple[int, int] | None) -> NDArray[np.float32]:

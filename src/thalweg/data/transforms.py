@@ -181,7 +181,7 @@ class RandomShift(Transform):
     fill: float = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pixels, int) or self.pixels < 0:
+        if not isinstance(self.pixels, int | np.integer) or self.pixels < 0:
             raise ArgumentError(
                 f"RandomShift: pixels is {self.pixels!r}; expected a whole number of at least 0"
             )
@@ -224,17 +224,13 @@ class Resize(Transform):
     mode: str = "bilinear"
 
     def __post_init__(self) -> None:
-        sizes = (self.size,) * 2 if isinstance(self.size, int) else tuple(self.size)
-        if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise ArgumentError(
-                f"Resize: size is {self.size!r}; expected a number of pixels, or (height, width)"
-            )
+        height_and_width(self.size)
         if self.mode not in ("bilinear", "nearest"):
             raise ArgumentError(f"Resize: mode is {self.mode!r}; expected 'bilinear' or 'nearest'")
 
     def apply(self, images: Array, random: SampleRandom) -> Array:
         _check_images("Resize", images)
-        height, width = (self.size,) * 2 if isinstance(self.size, int) else self.size
+        height, width = height_and_width(self.size)
         if self.mode == "nearest":
             rows, columns = _nearest(images.shape[-2], height), _nearest(images.shape[-1], width)
             return images[..., rows[:, np.newaxis], columns]
@@ -244,6 +240,14 @@ class Resize(Transform):
         if np.issubdtype(images.dtype, np.integer):
             np.rint(result, out=result)
         return result.astype(images.dtype, copy=False)
+
+
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """A size in pixels, given as one number for both or as a pair, as `(height, width)`."""
+    sizes = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sizes) != 2 or not all(isinstance(number, int | np.integer) and number > 0 for number in sizes):
+        raise ArgumentError(f"size is {size!r}; expected a number of pixels, or (height, width)")
+    return int(sizes[0]), int(sizes[1])
 
 
 def _check_images(name: str, images: Array) -> None:
