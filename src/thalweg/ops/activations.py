@@ -1,27 +1,40 @@
 """Activation functions and the softmax family: composites with PyTorch's semantics and argument names.
 
-16-bit operands are computed in float32 and rounded once. A gradient rule is given where it needs fewer operations or is
-more exact than the body's.
+16-bit operands are computed in float32 and rounded once. A gradient rule is given where it needs fewer operations
+or is more exact than the body's. Called by users, `nn` and the other composites.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from thalweg import types
-from thalweg.ops.core import cast, composite, floating
+from thalweg.errors import ArgumentError
+from thalweg.ops.core import cast, composite, floating, operand
 from thalweg.ops.elementwise import (
+    abs,
+    bitwise_and,
+    erf,
     exp,
+    expm1,
+    greater,
+    greater_equal,
+    less,
     less_equal,
     log,
+    log1p,
     maximum,
+    minimum,
     stop_gradient,
+    tanh,
     where,
 )
+from thalweg.ops.movement import reshape, squeeze
 from thalweg.ops.reduction import max as reduce_max
 from thalweg.ops.reduction import sum as reduce_sum
-from thalweg.types import normalize_axis
+from thalweg.types import normalize_axes, normalize_axis
 
 
 def wide(x: Any) -> Any:
@@ -29,7 +42,18 @@ def wide(x: Any) -> Any:
     return cast(x, types.float32) if x.dtype.itemsize == 2 else x
 
 
-# ---- elementwise ----------------------------------------------------------------------------------------------------
+def number(value: Any, name: str) -> float:
+    """An attribute that must be a real number, as a float; raises `ArgumentError`."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if isinstance(value, (str, bytes)) or math.isnan(found):
+        raise ArgumentError(f"{name} must be a number, received {value!r}")
+    return found
+
+
+# ---- rectifiers -----------------------------------------------------------------------------------------------------
 
 
 @composite
@@ -38,26 +62,275 @@ def _relu(x: Any) -> Any:
 
 
 @_relu.gradient
-def _relu_gradient(inputs: Any, outputs: Any, cotangents: Any) -> Sequence[Any]:
+def _relu_rule(inputs: Any, outputs: Any, cotangents: Any) -> Sequence[Any]:
     # from the output, so that the input need not be kept; at 0 the gradient is 0, at NaN it passes (as PyTorch)
     return (where(less_equal(outputs[0], 0), 0, cotangents[0]),)
 
 
 def relu(x: Any) -> Any:
-    """max(x, 0)."""
+    """max(x, 0); the gradient at 0 is 0."""
     return _relu(x)
+
+
+@composite
+def _leaky_relu(x: Any, *, negative_slope: float) -> Any:
+    return where(greater(x, 0), x, x * negative_slope)
+
+
+@_leaky_relu.gradient
+def _leaky_relu_rule(inputs: Any, outputs: Any, cotangents: Any, *, negative_slope: float) -> Sequence[Any]:
+    return (where(greater(inputs[0], 0), cotangents[0], cotangents[0] * negative_slope),)
+
+
+def leaky_relu(x: Any, *, negative_slope: float = 0.01) -> Any:
+    """x where it is positive, else `negative_slope` x."""
+    return _leaky_relu(floating(x), negative_slope=number(negative_slope, "negative_slope"))
+
+
+@composite
+def _hardtanh(x: Any, *, min_val: float, max_val: float) -> Any:
+    return where(less_equal(x, min_val), min_val, where(greater_equal(x, max_val), max_val, x))
+
+
+@_hardtanh.gradient
+def _hardtanh_rule(
+    inputs: Any, outputs: Any, cotangents: Any, *, min_val: float, max_val: float
+) -> Sequence[Any]:
+    x, g = inputs[0], cotangents[0]
+    return (where(less_equal(x, min_val), 0, where(greater_equal(x, max_val), 0, g)),)
+
+
+def hardtanh(x: Any, *, min_val: float = -1.0, max_val: float = 1.0) -> Any:
+    """x clipped to [min_val, max_val]; the gradient at the bounds is 0."""
+    low, high = number(min_val, "min_val"), number(max_val, "max_val")
+    if low > high:
+        raise ArgumentError(f"hardtanh needs min_val <= max_val, received {min_val!r} and {max_val!r}")
+    return _hardtanh(floating(x), min_val=low, max_val=high)
+
+
+def relu6(x: Any) -> Any:
+    """x clipped to [0, 6]."""
+    return hardtanh(x, min_val=0.0, max_val=6.0)
+
+
+@composite
+def _elu(x: Any, *, alpha: float, scale: float) -> Any:
+    source = wide(x)
+    positive = greater(source, 0)
+    below = expm1(where(positive, 0, source)) * (alpha * scale)  # no overflow where it is not used
+    return cast(where(positive, source * scale if scale != 1 else source, below), x.dtype)
+
+
+@_elu.gradient
+def _elu_rule(inputs: Any, outputs: Any, cotangents: Any, *, alpha: float, scale: float) -> Sequence[Any]:
+    x, g = wide(inputs[0]), wide(cotangents[0])
+    positive = greater(x, 0)
+    slope = where(positive, scale, exp(where(positive, 0, x)) * (alpha * scale))
+    return (cast(g * slope, inputs[0].dtype),)
+
+
+def elu(x: Any, *, alpha: float = 1.0) -> Any:
+    """x where it is positive, else alpha (exp(x) - 1) (Clevert et al., 2015)."""
+    return _elu(floating(x), alpha=number(alpha, "alpha"), scale=1.0)
+
+
+def selu(x: Any) -> Any:
+    """1.0507.. elu(x, alpha=1.6732..): keeps mean 0 and variance 1 (Klambauer et al., 2017)."""
+    return _elu(floating(x), alpha=1.6732632423543772848170429916717, scale=1.0507009873554804934193349852946)
+
+
+# ---- sigmoids -------------------------------------------------------------------------------------------------------
+
+
+@composite
+def _sigmoid(x: Any) -> Any:
+    return cast(1.0 / (exp(-wide(x)) + 1.0), x.dtype)
+
+
+@_sigmoid.gradient
+def _sigmoid_rule(inputs: Any, outputs: Any, cotangents: Any) -> Sequence[Any]:
+    y = outputs[0]
+    return (cotangents[0] * (1.0 - y) * y,)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    return _sigmoid(floating(x))
+
+
+@composite
+def _logsigmoid(x: Any) -> Any:
+    source = wide(x)
+    return cast(minimum(source, 0) - log1p(exp(-abs(source))), x.dtype)
+
+
+@_logsigmoid.gradient
+def _logsigmoid_rule(inputs: Any, outputs: Any, cotangents: Any) -> Sequence[Any]:
+    return (cotangents[0] * sigmoid(-inputs[0]),)
+
+
+def logsigmoid(x: Any) -> Any:
+    """log(sigmoid(x)), exact where the sigmoid itself would vanish."""
+    return _logsigmoid(floating(x))
+
+
+@composite
+def _softplus(x: Any, *, beta: float, threshold: float) -> Any:
+    source = wide(x)
+    scaled = source * beta if beta != 1 else source
+    smooth = maximum(scaled, 0) + log1p(exp(-abs(scaled)))
+    return cast(where(greater(scaled, threshold), source, smooth / beta if beta != 1 else smooth), x.dtype)
+
+
+@_softplus.gradient
+def _softplus_rule(
+    inputs: Any, outputs: Any, cotangents: Any, *, beta: float, threshold: float
+) -> Sequence[Any]:
+    x, g = inputs[0], cotangents[0]
+    scaled = x * beta if beta != 1 else x
+    return (where(greater(scaled, threshold), g, g * sigmoid(scaled)),)
+
+
+def softplus(x: Any, *, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    """log(1 + exp(beta x)) / beta; x itself where beta x is above `threshold`."""
+    beta = number(beta, "beta")
+    if beta == 0:
+        raise ArgumentError("softplus needs a beta other than 0")
+    return _softplus(floating(x), beta=beta, threshold=number(threshold, "threshold"))
+
+
+def softsign(x: Any) -> Any:
+    """x / (1 + |x|)."""
+    x = floating(x)
+    return x / (abs(x) + 1.0)
+
+
+@composite
+def _silu(x: Any) -> Any:
+    source = wide(x)
+    return cast(source / (exp(-source) + 1.0), x.dtype)
+
+
+@_silu.gradient
+def _silu_rule(inputs: Any, outputs: Any, cotangents: Any) -> Sequence[Any]:
+    x = wide(inputs[0])
+    gate = sigmoid(x)
+    return (cast(wide(cotangents[0]) * (gate * (x * (1.0 - gate) + 1.0)), inputs[0].dtype),)
+
+
+def silu(x: Any) -> Any:
+    """x sigmoid(x), also known as swish."""
+    return _silu(floating(x))
+
+
+@composite
+def _mish(x: Any) -> Any:
+    source = wide(x)
+    return cast(source * tanh(softplus(source)), x.dtype)
+
+
+@_mish.gradient
+def _mish_rule(inputs: Any, outputs: Any, cotangents: Any) -> Sequence[Any]:
+    x = wide(inputs[0])
+    inner = tanh(softplus(x))
+    slope = inner + x * sigmoid(x) * (1.0 - inner * inner)
+    return (cast(wide(cotangents[0]) * slope, inputs[0].dtype),)
+
+
+def mish(x: Any) -> Any:
+    """x tanh(softplus(x)) (Misra, 2019)."""
+    return _mish(floating(x))
+
+
+@composite
+def _hardsigmoid(x: Any) -> Any:
+    return where(less_equal(x, -3), 0, where(greater_equal(x, 3), 1, x / 6.0 + 0.5))
+
+
+def hardsigmoid(x: Any) -> Any:
+    """x / 6 + 1/2 clipped to [0, 1]."""
+    return _hardsigmoid(floating(x))
+
+
+@composite
+def _hardswish(x: Any) -> Any:
+    return where(less_equal(x, -3), 0, where(greater_equal(x, 3), x, x * (x + 3.0) / 6.0))
+
+
+def hardswish(x: Any) -> Any:
+    """x hardsigmoid(x) (Howard et al., 2019)."""
+    return _hardswish(floating(x))
+
+
+# ---- Gaussian error linear unit -------------------------------------------------------------------------------------
+
+_TANH_SCALE = math.sqrt(2.0 / math.pi)
+_TANH_CUBIC = 0.044715
+
+
+def _inner(x: Any) -> Any:
+    """The argument of tanh in the approximation."""
+    return (x + x * x * x * _TANH_CUBIC) * _TANH_SCALE
+
+
+@composite
+def _gelu(x: Any, *, approximate: str) -> Any:
+    source = wide(x)
+    spread = erf(source * math.sqrt(0.5)) if approximate == "none" else tanh(_inner(source))
+    return cast(source * 0.5 * (spread + 1.0), x.dtype)
+
+
+@composite
+def _gelu_gradient(x: Any, g: Any, *, approximate: str) -> Any:
+    source = wide(x)
+    if approximate == "none":
+        below = (erf(source * math.sqrt(0.5)) + 1.0) * 0.5
+        slope = below + source * (exp(source * source * -0.5) * (1.0 / math.sqrt(2.0 * math.pi)))
+    else:
+        spread = tanh(_inner(source))
+        steep = (1.0 - spread * spread) * ((source * source * (3.0 * _TANH_CUBIC) + 1.0) * _TANH_SCALE)
+        slope = (spread + 1.0) * 0.5 + source * 0.5 * steep
+    return cast(wide(g) * slope, x.dtype)
+
+
+@_gelu.gradient
+def _gelu_rule(inputs: Any, outputs: Any, cotangents: Any, *, approximate: str) -> Sequence[Any]:
+    return (_gelu_gradient(inputs[0], cotangents[0], approximate=approximate),)
+
+
+def gelu(x: Any, *, approximate: str = "none") -> Any:
+    """x times the standard normal distribution function of x (Hendrycks and Gimpel, 2016).
+
+    `approximate="tanh"` is the older formula x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+    """
+    if approximate not in ("none", "tanh"):
+        raise ArgumentError(f'gelu takes approximate="none" or "tanh", received {approximate!r}')
+    return _gelu(floating(x), approximate=approximate)
+
+
+def glu(x: Any, axis: int = -1) -> Any:
+    """The first half of x along `axis` times the sigmoid of the second half (Dauphin et al., 2016)."""
+    from thalweg.ops.movement import split
+
+    x = floating(x)
+    position = normalize_axis(axis, x.ndim)
+    if x.shape[position] % 2:
+        raise ArgumentError(f"glu needs an even size on axis {position}, received shape {x.shape}")
+    first, second = split(x, 2, axis=position)
+    return first * sigmoid(second)
 
 
 # ---- softmax --------------------------------------------------------------------------------------------------------
 
 
-def _class_axis(x: Any, axis: int) -> tuple[Any, int]:
+def _with_axis(x: Any, axis: int) -> tuple[Any, int]:
+    """The operand with at least one axis, and the axis counted from the front."""
     x = floating(x)
-    return x, normalize_axis(axis, x.ndim) if x.ndim else 0
+    return (x, normalize_axis(axis, x.ndim)) if x.ndim else (reshape(x, (1,)), normalize_axis(axis, 1))
 
 
-def _largest(x: Any, axis: int) -> Any:
-    """The maximum along an axis, kept with size 1, as a constant shift: the result does not depend on it."""
+def _largest(x: Any, axis: int | tuple[int, ...]) -> Any:
+    """The maximum along axes, kept with size 1, as a constant shift: results do not depend on it."""
     return reduce_max(stop_gradient(x), axis, keepdims=True)
 
 
@@ -84,8 +357,8 @@ def _softmax_rule(inputs: Any, outputs: Any, cotangents: Any, *, axis: int) -> S
 
 def softmax(x: Any, axis: int = -1) -> Any:
     """exp(x) / sum(exp(x)) along `axis`, computed without overflow; a row of -inf gives NaN."""
-    x, axis = _class_axis(x, axis)
-    return _softmax(x, axis=axis) if x.ndim else x * 0.0 + 1.0
+    source, position = _with_axis(x, axis)
+    return reshape(_softmax(source, axis=position), operand(x).shape)
 
 
 @composite
@@ -111,5 +384,38 @@ def _log_softmax_rule(inputs: Any, outputs: Any, cotangents: Any, *, axis: int) 
 
 def log_softmax(x: Any, axis: int = -1) -> Any:
     """log(softmax(x)) along `axis`, exact where the softmax itself would vanish."""
-    x, axis = _class_axis(x, axis)
-    return _log_softmax(x, axis=axis) if x.ndim else x * 0.0
+    source, position = _with_axis(x, axis)
+    return reshape(_log_softmax(source, axis=position), operand(x).shape)
+
+
+@composite
+def _logsumexp(x: Any, *, axis: tuple[int, ...], keepdims: bool) -> Any:
+    source = wide(x)
+    if x.size == 0:
+        total = log(reduce_sum(exp(source), axis, keepdims=True))
+    else:
+        largest = _largest(source, axis)
+        finite = bitwise_and(less(largest, math.inf), greater(largest, -math.inf))
+        shift = where(finite, largest, 0)  # rows of -inf give -inf, rows with inf give inf
+        total = log(reduce_sum(exp(source - shift), axis, keepdims=True)) + shift
+    return cast(total if keepdims else squeeze(total, axis), x.dtype)
+
+
+@composite
+def _logsumexp_gradient(x: Any, y: Any, g: Any, *, axis: tuple[int, ...]) -> Any:
+    """g softmax(x), for a result y and a cotangent g of either form of `keepdims`."""
+    kept = tuple(1 if position in axis else extent for position, extent in enumerate(x.shape))
+    return cast(reshape(wide(g), kept) * exp(wide(x) - reshape(wide(y), kept)), x.dtype)
+
+
+@_logsumexp.gradient
+def _logsumexp_rule(
+    inputs: Any, outputs: Any, cotangents: Any, *, axis: tuple[int, ...], keepdims: bool
+) -> Sequence[Any]:
+    return (_logsumexp_gradient(inputs[0], outputs[0], cotangents[0], axis=axis),)
+
+
+def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """log(sum(exp(x))) over `axis` (None: all), computed without overflow; of nothing it is -inf."""
+    x = floating(x)
+    return _logsumexp(x, axis=normalize_axes(axis, x.ndim), keepdims=bool(keepdims))

@@ -6,23 +6,29 @@ raises `IndexRangeError` when the program runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from thalweg import types
 from thalweg.errors import ArgumentError, DTypeError
-from thalweg.ops.activations import wide
+from thalweg.ops.activations import number, sigmoid, softplus, wide
 from thalweg.ops.core import apply, cast, composite, floating, operand, promoted, require
 from thalweg.ops.elementwise import (
+    abs,
     equal,
     exp,
+    greater,
+    less,
     log,
+    log1p,
+    maximum,
     not_equal,
     stop_gradient,
     where,
 )
 from thalweg.ops.indexing import Gather
-from thalweg.ops.movement import expand_dims, moveaxis, reshape
+from thalweg.ops.movement import broadcast_to, expand_dims, moveaxis, reshape
 from thalweg.ops.reduction import max as reduce_max
 from thalweg.ops.reduction import sum as reduce_sum
 from thalweg.ops.sources import iota
@@ -277,7 +283,7 @@ def cross_entropy(
 # ---- element by element ---------------------------------------------------------------------------------------------
 
 
-def _pair(what: str, input: Any, target: Any, reduction: str, accepted: Sequence[str] = REDUCTIONS) -> tuple[Any, Any]:
+def _pair(input: Any, target: Any, reduction: str, accepted: Sequence[str] = REDUCTIONS) -> tuple[Any, Any]:
     """Prediction and target in one floating-point type; shapes must be equal, for broadcasting hides mistakes here."""
     _check_reduction(reduction, accepted)
     x, target = promoted(input, target)
@@ -302,4 +308,160 @@ def _mse_loss(x: Any, target: Any, *, reduction: str) -> Any:
 
 def mse_loss(input: Any, target: Any, *, reduction: str = "mean") -> Any:
     """(input - target)^2, reduced. Shapes must be equal."""
-    return _mse_loss(*_pair("mse_loss", input, target, reduction), reduction=reduction)
+    return _mse_loss(*_pair(input, target, reduction), reduction=reduction)
+
+
+@_mse_loss.gradient
+def _mse_loss_rule(inputs: Any, outputs: Any, cotangents: Any, *, reduction: str) -> Sequence[Any]:
+    (x, target), g = inputs, wide(cotangents[0])
+    scale = g * (2.0 / x.size) if reduction == "mean" and x.size else g * 2.0
+    by_x = cast((wide(x) - wide(target)) * scale, x.dtype)
+    return (by_x, -by_x)
+
+
+@composite
+def _l1_loss(x: Any, target: Any, *, reduction: str) -> Any:
+    _check_equal("l1_loss", x, target)
+    return cast(_reduced(abs(wide(x) - wide(target)), reduction), x.dtype)
+
+
+def l1_loss(input: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """|input - target|, reduced; the gradient at 0 is 0. Shapes must be equal."""
+    return _l1_loss(*_pair(input, target, reduction), reduction=reduction)
+
+
+@composite
+def _huber_loss(x: Any, target: Any, *, delta: float, scale: float, reduction: str) -> Any:
+    _check_equal("huber_loss", x, target)
+    difference = wide(x) - wide(target)
+    distance = abs(difference)
+    near = difference * difference * (0.5 * scale)
+    far = (distance - 0.5 * delta) * (delta * scale)
+    return cast(_reduced(where(less(distance, delta), near, far), reduction), x.dtype)
+
+
+def huber_loss(input: Any, target: Any, *, delta: float = 1.0, reduction: str = "mean") -> Any:
+    """d^2 / 2 where |d| = |input - target| is below `delta`, else delta (|d| - delta / 2), reduced (Huber, 1964)."""
+    delta = number(delta, "delta")
+    if delta <= 0:
+        raise ArgumentError(f"huber_loss needs a positive delta, received {delta}")
+    return _huber_loss(*_pair(input, target, reduction), delta=delta, scale=1.0, reduction=reduction)
+
+
+def smooth_l1_loss(input: Any, target: Any, *, beta: float = 1.0, reduction: str = "mean") -> Any:
+    """d^2 / (2 beta) where |d| = |input - target| is below `beta`, else |d| - beta / 2, reduced; beta 0 is `l1_loss`."""
+    beta = number(beta, "beta")
+    if beta < 0:
+        raise ArgumentError(f"smooth_l1_loss needs a beta of at least 0, received {beta}")
+    if beta == 0:
+        return l1_loss(input, target, reduction=reduction)
+    return _huber_loss(*_pair(input, target, reduction), delta=beta, scale=1.0 / beta, reduction=reduction)
+
+
+@composite
+def _binary_cross_entropy(x: Any, target: Any, weight: Any = None, *, reduction: str) -> Any:
+    _check_equal("binary_cross_entropy", x, target)
+    probability, truth = wide(x), wide(target)
+    # logarithms are cut at -100, as in PyTorch: the loss stays finite
+    hit, miss = maximum(log(probability), -100), maximum(log1p(-probability), -100)
+    losses = (truth - 1.0) * miss - truth * hit
+    if weight is not None:
+        losses = losses * wide(weight)
+    return cast(_reduced(losses, reduction), x.dtype)
+
+
+@_binary_cross_entropy.gradient
+def _binary_cross_entropy_rule(inputs: Any, outputs: Any, cotangents: Any, *, reduction: str) -> Sequence[Any]:
+    (x, target, weight), g = inputs, wide(cotangents[0])
+    probability, truth = wide(x), wide(target)
+    scale = g / x.size if reduction == "mean" else g
+    if weight is not None:
+        scale = scale * wide(weight)
+    spread = maximum(probability * (1.0 - probability), 1e-12)
+    by_target = maximum(log1p(-probability), -100) - maximum(log(probability), -100)
+    return (
+        cast(scale * (probability - truth) / spread, x.dtype),
+        cast(broadcast_to(scale * by_target, x.shape), target.dtype),
+        None,
+    )
+
+
+def binary_cross_entropy(input: Any, target: Any, weight: Any = None, *, reduction: str = "mean") -> Any:
+    """-(t log p + (1 - t) log(1 - p)) for probabilities `input`, reduced; logarithms are cut at -100.
+
+    `weight` broadcasts against the input. Use `binary_cross_entropy_with_logits` for scores: it is exact.
+    """
+    x, target = _pair(input, target, reduction)
+    weight = None if weight is None else cast(weight, x.dtype)
+    return _binary_cross_entropy(x, target, weight, reduction=reduction)
+
+
+@composite
+def _binary_cross_entropy_with_logits(
+    x: Any, target: Any, weight: Any = None, pos_weight: Any = None, *, reduction: str
+) -> Any:
+    _check_equal("binary_cross_entropy_with_logits", x, target)
+    score, truth = wide(x), wide(target)
+    tail = log1p(exp(-abs(score))) + maximum(-score, 0)  # log(1 + exp(-score)) without overflow
+    if pos_weight is not None:
+        tail = tail * ((wide(pos_weight) - 1.0) * truth + 1.0)
+    losses = (1.0 - truth) * score + tail
+    if weight is not None:
+        losses = losses * wide(weight)
+    return cast(_reduced(losses, reduction), x.dtype)
+
+
+@_binary_cross_entropy_with_logits.gradient
+def _binary_cross_entropy_with_logits_rule(
+    inputs: Any, outputs: Any, cotangents: Any, *, reduction: str
+) -> Sequence[Any]:
+    (x, target, weight, pos_weight), g = inputs, wide(cotangents[0])
+    score, truth = wide(x), wide(target)
+    scale = g / x.size if reduction == "mean" else g
+    if weight is not None:
+        scale = scale * wide(weight)
+    probability = sigmoid(score)
+    if pos_weight is None:
+        by_x, by_target = probability - truth, -score
+    else:
+        heavy = wide(pos_weight) * truth
+        by_x = (heavy + 1.0 - truth) * probability - heavy
+        by_target = (wide(pos_weight) - 1.0) * softplus(-score, threshold=math.inf) - score
+    return (cast(by_x * scale, x.dtype), cast(by_target * scale, target.dtype), None, None)
+
+
+def binary_cross_entropy_with_logits(
+    input: Any, target: Any, weight: Any = None, pos_weight: Any = None, *, reduction: str = "mean"
+) -> Any:
+    """`binary_cross_entropy(sigmoid(input), target)`, exact for scores of any size.
+
+    `weight` and `pos_weight` (a factor on the loss of positive targets) broadcast against the input.
+    """
+    x, target = _pair(input, target, reduction)
+    weight, pos_weight = (None if value is None else cast(value, x.dtype) for value in (weight, pos_weight))
+    return _binary_cross_entropy_with_logits(x, target, weight, pos_weight, reduction=reduction)
+
+
+@composite
+def _kl_div(x: Any, target: Any, *, log_target: bool, reduction: str) -> Any:
+    _check_equal("kl_div", x, target)
+    given, truth = wide(x), wide(target)
+    if log_target:
+        losses = exp(truth) * (truth - given)
+    else:
+        positive = greater(truth, 0)
+        entropy = where(positive, truth * log(where(positive, truth, 1.0)), truth * 0.0)
+        losses = entropy - truth * given
+    if reduction == "batchmean":
+        return cast(reduce_sum(losses) / (x.shape[0] if x.ndim else 1), x.dtype)
+    return cast(_reduced(losses, reduction), x.dtype)
+
+
+def kl_div(input: Any, target: Any, *, reduction: str = "mean", log_target: bool = False) -> Any:
+    """The Kullback-Leibler divergence t (log t - input) for log-probabilities `input`, reduced; 0 where t is 0.
+
+    With `log_target` the target too is log-probabilities. `reduction="batchmean"` (the divergence as mathematics defines
+    it) divides the sum by the size of the first axis.
+    """
+    x, target = _pair(input, target, reduction, (*REDUCTIONS, "batchmean"))
+    return _kl_div(x, target, log_target=bool(log_target), reduction=reduction)
