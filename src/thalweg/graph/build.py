@@ -30,7 +30,7 @@ def register_library(path: str) -> None:
     _libraries.append(os.path.abspath(path) + os.sep)
 
 
-def _is_library(file: str, cache: dict[str, bool] = {}) -> bool:  # noqa: B006 - the default is the cache
+def is_library(file: str, cache: dict[str, bool] = {}) -> bool:  # noqa: B006 - the default is the cache
     known = cache.get(file)
     if known is None:
         known = any(file.startswith(path) for path in _libraries) and not file.startswith(_USER_CODE)
@@ -44,7 +44,7 @@ def user_span() -> Span:
     frame = sys._getframe(1)
     last = frame
     while frame is not None:
-        if not _is_library(frame.f_code.co_filename):
+        if not is_library(frame.f_code.co_filename):
             return Span(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
         last = frame
         frame = frame.f_back  # type: ignore[assignment]

@@ -72,9 +72,9 @@ def release(loss: Tensor) -> None:
     trace = current_trace()
     if trace is not None:
         trace.released[id(loss._read())] = user_span()
-    elif loss._value.node is not None:
+    elif loss._read().node is not None:
         where, scope = location()
-        value = loss._value
+        value = loss._read()
         value.node = HistoryNode(Released(), (), (value.type,), (value.data,), where, scope)
 
 
@@ -106,6 +106,13 @@ def gradient(loss: Any, wrt: Any, *, allow_unused: bool = False) -> Any:
         )
     results = _gradients([loss], None, targets, names, allow_unused)
     return nest.map_nest(lambda place, _: results[place], places)
+
+
+def gradients_where_used(loss: Any, parameters: Sequence[Parameter]) -> list[Tensor | None]:
+    """The gradient of a scalar loss for each parameter, None where the loss does not depend on it (for optimisers)."""
+    _check_loss(loss)
+    names = [_name(parameter, f"[{position}]") for position, parameter in enumerate(parameters)]
+    return _gradients([loss], None, parameters, names, None)
 
 
 def _is_module(item: Any) -> bool:
@@ -176,9 +183,12 @@ def _gradients(
     cotangents: Sequence[Tensor] | None,
     targets: Sequence[Tensor],
     names: Sequence[str],
-    allow_unused: bool,
-) -> list[Tensor]:
-    """For each target, the sum over outputs of cotangent (None: 1) times derivative."""
+    allow_unused: bool | None,
+) -> list[Any]:
+    """For each target, the sum over outputs of cotangent (None: 1) times derivative.
+
+    Where the outputs do not depend on a target: an error, zeros (`allow_unused` True) or None (`allow_unused` None).
+    """
     trace = current_trace()
     values = [output._read() for output in outputs]
     nodes = _checked_history(values, trace)
@@ -193,9 +203,12 @@ def _gradients(
             else [cotangent._read() for cotangent in cotangents]
         )
         found = iter(autodiff.vjp(values, seeds, flat, boundary))
-        results = []
+        results: list[Value | None] = []
         for target, places, name in zip(targets, candidates, names, strict=True):
             parts = [part for part in [next(found) for _ in places] if part is not None]
+            if not parts and allow_unused is None:
+                results.append(None)
+                continue
             if not parts and not allow_unused:
                 raise _unused(name, target, values[0], trace)
             total = parts[0] if parts else full(target.shape, 0, target.dtype)
@@ -203,8 +216,8 @@ def _gradients(
                 total = function("add")(total, part)
             results.append(total)
     if trace is not None and not eager.mode.recording:
-        trace.unrecorded.extend(results)
-    return [wrap(value, trace) for value in results]
+        trace.unrecorded.extend(value for value in results if value is not None)
+    return [None if value is None else wrap(value, trace) for value in results]
 
 
 def _checked_history(values: Sequence[Value], trace: Trace | None) -> list[Any]:
@@ -481,7 +494,10 @@ class _Call:
 
     def settle(self, results: Any) -> Any:
         """Eager results without the history that only this call needed, so that it can be freed."""
-        if current_trace() is not None:
+        trace = current_trace()
+        if trace is not None:
+            if not eager.mode.recording:
+                trace.unrecorded.extend(leaf._read() for leaf in nest.leaves(results) if isinstance(leaf, Tensor))
             return results
         return nest.map_nest(lambda leaf, _: self._settled(leaf) if isinstance(leaf, Tensor) else leaf, results)
 

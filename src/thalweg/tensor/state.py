@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from thalweg import types
 from thalweg.errors import ArgumentError, DTypeError, ShapeError
 from thalweg.graph import Value
 from thalweg.tensor.eager import source_value
-from thalweg.tensor.tensor import Tensor, as_array, eager_array
-from thalweg.tensor.trace import current_trace
+from thalweg.tensor.tensor import Tensor, as_array, eager_array, shown_type, shown_values, value_of
+from thalweg.tensor.trace import current_trace, no_value
 from thalweg.types import Type
 
 Array = np.ndarray[Any, Any]
@@ -68,26 +68,33 @@ def bump_epoch() -> None:
 # ---- locks: one per state set -----------------------------------------------------------------------------------------
 
 
-class StateLock:
-    """The lock of a state set: all holders that some program changes together. It is new after a fork."""
+class ForkSafeLock:
+    """A lock that is new after a fork: the child has no thread that could release what others held."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         _locks.add(self)
 
 
-_locks: weakref.WeakSet[StateLock] = weakref.WeakSet()
+_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for state_lock in list(_locks):
-        state_lock.lock = threading.RLock()
+    for known in list(_locks):
+        known.lock = threading.RLock()
+
+
+class StateLock(ForkSafeLock):
+    """The lock of a state set: all holders that some program changes together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-_joining = StateLock()
+_joining = ForkSafeLock()
 
 
 def join_locks(holders: Sequence[Holder]) -> None:
@@ -106,23 +113,15 @@ def join_locks(holders: Sequence[Holder]) -> None:
                     first.holders.add(holder)
 
 
-@contextlib.contextmanager
-def locked(holders: Sequence[Holder]) -> Iterator[None]:
-    """Hold the lock of a state set (`join_locks` has been called for these holders)."""
-    if not holders:
-        yield
-        return
+def acquire(holder: Holder) -> threading.RLock:  # type: ignore[valid-type]
+    """Take and return the lock of the state set that a holder belongs to."""
     while True:
-        state_lock = holders[0]._lock
+        state_lock = holder._lock
         lock = state_lock.lock
         lock.acquire()
-        if holders[0]._lock is state_lock:
-            break
+        if holder._lock is state_lock:
+            return lock
         lock.release()  # the set has been joined with another one while we waited
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # ---- holders ------------------------------------------------------------------------------------------------------------
@@ -166,6 +165,12 @@ class Holder(Tensor):
     def _new_leaf(self, array: Array) -> Value:
         return Value(self._type, None, 0, array)
 
+    def _concrete(self, what: str, instead: str = "") -> Array:
+        trace = current_trace()
+        if trace is None:
+            return self.data
+        raise no_value(trace.read(self), trace, what, instead or f"read the value of {self!r} outside {trace.name}")
+
     def assign(self, value: Any) -> None:
         """Replace the value: at once outside traces, at the end of the program's call inside.
 
@@ -177,7 +182,6 @@ class Holder(Tensor):
             self.replace(eager_array(value, self._type.dtype))
             return
         from thalweg.ops.core import operand
-        from thalweg.tensor.tensor import value_of
 
         lifted = value_of(operand(value, self._type.dtype))
         self._check(lifted.type)
@@ -230,6 +234,11 @@ class Holder(Tensor):
                 f"{label} of {self._type.dtype} cannot take a value of {found.dtype}; write "
                 f"value.astype({str(self._type.dtype)!r})"
             )
+
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        kind = type(self).__name__
+        return f"{kind}({name}{shown_values(self.data, len(kind) + 1)}{shown_type(self._type)})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = type(self)(self.data, name=self.name)

@@ -33,7 +33,7 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     """
     wanted = None if dtype is None else types.dtype(dtype).numpy
     if isinstance(data, Tensor):
-        array = data._array("converting a tensor to an array")
+        array = data._concrete("converting a tensor to an array")
     elif isinstance(data, (np.ndarray, np.generic)):
         array = np.asarray(data)
     elif isinstance(data, (list, tuple)):
@@ -218,7 +218,7 @@ class Tensor(Methods, Operand):
             raise leaked(self._value, self._trace)
         return self._value
 
-    def _array(self, what: str, instead: str = "compute it outside the traced function, from a returned tensor") -> Array:
+    def _concrete(self, what: str, instead: str = "compute it outside the traced function, from a returned tensor") -> Array:
         """The concrete array; raises `TraceError` where there is none."""
         if self._trace is None:
             return self._value.data  # type: ignore[no-any-return]
@@ -228,7 +228,7 @@ class Tensor(Methods, Operand):
 
     def numpy(self) -> Array:
         """The value as a read-only NumPy array that keeps it for ever; no copy."""
-        view = self._array("numpy()").view()
+        view = self._concrete("numpy()").view()
         view.flags.writeable = False
         return view
 
@@ -238,11 +238,11 @@ class Tensor(Methods, Operand):
 
     def tolist(self) -> Any:
         """The value as nested lists of Python numbers."""
-        array = self._array("tolist()")
+        array = self._concrete("tolist()")
         return array.astype(np.float32).tolist() if array.dtype.kind == "V" else array.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        array = self._array("converting a tensor to a NumPy array")
+        array = self._concrete("converting a tensor to a NumPy array")
         if copy or (dtype is not None and np.dtype(dtype) != array.dtype):
             if copy is False:
                 raise ArgumentError(f"a {self.dtype} tensor cannot become an array of {np.dtype(dtype)} without a copy")
@@ -268,7 +268,7 @@ class Tensor(Methods, Operand):
             "tw.where(condition, a, b) to choose between values, or tw.cond(condition, f, g, ...) to choose between "
             "computations"
         )
-        array = self._array("the truth of a tensor (if, while, and, or, not, bool)", instead)
+        array = self._concrete("the truth of a tensor (if, while, and, or, not, bool)", instead)
         if array.size != 1:
             raise ShapeError(
                 f"the truth of a tensor with {array.size} elements is ambiguous (shape {self.shape}); "
@@ -278,8 +278,8 @@ class Tensor(Methods, Operand):
 
     def __contains__(self, item: Any) -> bool:
         instead = "(x == item).any(), which is a tensor"
-        array = self._array("`item in tensor`", instead)
-        wanted = item._array("`item in tensor`", instead) if isinstance(item, Tensor) else item
+        array = self._concrete("`item in tensor`", instead)
+        wanted = item._concrete("`item in tensor`", instead) if isinstance(item, Tensor) else item
         return bool(np.any(array == wanted))
 
     def __getitem__(self, key: Any) -> Any:
@@ -373,13 +373,10 @@ class Tensor(Methods, Operand):
     def __repr__(self) -> str:
         if self._trace is not None:
             value = self._value
-            made = f'{value.node.op.name} at {value.node.where[0]}' if value.node is not None else f"input of {self._trace.name}"
-            over = "" if self._trace.active else ", trace over"
-            return f"tensor({self.type}, traced: {made}{over})"
-        return f"tensor({_values(self._value.data, 7)}{_suffix(self.type)})"
-
-    def __str__(self) -> str:
-        return repr(self) if self._trace is not None else repr(self)
+            trace = self._trace
+            made = f"input of {trace.name}" if value.node is None else f"{value.node.op.name} at {value.node.where[0]}"
+            return f"tensor({self.type}, traced: {made}{'' if trace.active else ', trace over'})"
+        return f"tensor({shown_values(self._value.data, 7)}{shown_type(self.type)})"
 
 
 def _concrete_masks(key: Any) -> Any:
@@ -392,7 +389,7 @@ def _concrete_masks(key: Any) -> Any:
 
 
 def _scalar(tensor: Tensor, what: str, instead: str = "compute it outside the traced function, from a returned tensor") -> Any:
-    array = tensor._array(what, instead)
+    array = tensor._concrete(what, instead)
     if array.size != 1:
         raise ShapeError(
             f"{what} needs a tensor with one element, received shape {tensor.shape}; "
@@ -401,15 +398,16 @@ def _scalar(tensor: Tensor, what: str, instead: str = "compute it outside the tr
     return array.astype(np.float32).item() if array.dtype.kind == "V" else array.item()
 
 
-def _values(array: Array, indent: int) -> str:
+def shown_values(array: Array, indent: int) -> str:
+    """Values for `repr`, abbreviated where there are many."""
     shown = array.astype(np.float32) if array.dtype.kind == "V" else array
     return np.array2string(
         shown, precision=4, threshold=_SHOWN, edgeitems=3, separator=", ", prefix=" " * indent, max_line_width=100
     )
 
 
-def _suffix(found: Type) -> str:
-    """Element type and shape where the shown values do not tell them."""
+def shown_type(found: Type) -> str:
+    """What `repr` shows of a type: element type and shape where the shown values do not tell them."""
     text = "" if found.dtype in (types.float32, types.int64, types.bool_) and found.size else f", dtype={found.dtype}"
     return text + (f", shape={found.shape}" if found.size > _SHOWN or found.size == 0 else "")
 

@@ -1,0 +1,390 @@
+"""`compile`: a function of tensors as one program per input signature, found again by a key, kept valid by guards.
+
+A call builds the key of its arguments, checks that nothing else the trace has read has changed, and runs the program.
+Only when one of these fails is the function traced again; the program is reused where the new graph is the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import struct
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thalweg import types
+from thalweg.config import settings
+from thalweg.errors import ArgumentError, DTypeError
+from thalweg.graph import Graph, Value
+from thalweg.tensor import eager, nest
+from thalweg.tensor.guards import Guards, Traceable
+from thalweg.tensor.state import ForkSafeLock, Holder, acquire, epoch, join_locks
+from thalweg.tensor.tensor import Tensor, wrap
+from thalweg.tensor.trace import Trace, current_trace, leaked, tracing
+from thalweg.types import DType, Type
+
+Array = np.ndarray[Any, Any]
+
+BACKENDS = (None, "c", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Stands for a tensor of this type where only a graph, a plan or source text is wanted. Made by `tw.spec`."""
+
+    type: Type
+
+
+def spec(shape: Sequence[int] | int, dtype: Any = types.float32) -> Spec:
+    """A stand-in for a tensor of that shape and element type, for `compiled.graph(...)`, `.plan(...)`, `.source(...)`."""
+    from thalweg.ops.movement import shape_argument
+
+    return Spec(Type(types.dtype(dtype), shape_argument(shape)))
+
+
+def make_program(graph: Graph, backend: str | None, threads: int | None) -> Any:
+    """The program of a graph: the one place where the tensor layer meets the runtime."""
+    from thalweg.runtime.program import InterpretedProgram
+
+    return InterpretedProgram(graph)
+
+
+# ---- keys of arguments ----------------------------------------------------------------------------------------------
+
+
+class _Key:
+    """The key of a call's arguments, and the arrays and objects among them."""
+
+    __slots__ = ("arrays", "history", "objects", "parts")
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.arrays: list[Array] = []
+        self.objects: list[Any] = []  # arguments that are compared by identity
+        self.history = False  # whether some tensor is being differentiated in eager mode
+
+    def add(self, item: Any) -> None:
+        kind = type(item)
+        if kind is Tensor:
+            if item._trace is not None:
+                raise leaked(item._value, item._trace)
+            value = item._value
+            found = value.type
+            self.parts += (found.dtype, found.shape)
+            self._add_array(value.data, found.dtype)
+            if value.node is not None:
+                self.history = True
+        elif kind is np.ndarray or isinstance(item, (np.ndarray, np.generic)):
+            array = np.asarray(item)
+            dtype = types.dtype(array.dtype)
+            self.parts += (dtype, array.shape)
+            self._add_array(array, dtype)
+        elif kind is float:
+            self.parts += (float, struct.pack("<d", item))
+        elif kind in (int, bool, str, bytes) or item is None or isinstance(item, (DType, complex)):
+            self.parts += (kind, item)
+        elif kind is Spec:
+            self.parts += (item.type.dtype, item.type.shape)
+        elif nest.is_container(item):
+            self.parts += (kind, tuple(item) if isinstance(item, dict) else len(item))
+            for part in item.values() if isinstance(item, dict) else item:
+                self.add(part)
+        else:
+            self.parts += (object, id(item))
+            self.objects.append(item)
+
+    def _add_array(self, array: Array, dtype: DType) -> None:
+        if not array.flags.c_contiguous or not array.dtype.isnative:
+            array = np.asarray(array, dtype.numpy, order="C")
+        self.arrays.append(array)
+
+
+def _reference(item: Any, forget: Callable[[Any], None]) -> Callable[[], Any]:
+    """A weak reference where the object allows one: a compiled method must not keep its object alive."""
+    try:
+        return weakref.ref(item, forget)
+    except TypeError:
+        return lambda: item
+
+
+# ---- one traced signature -------------------------------------------------------------------------------------------
+
+
+class _Slot:
+    """The place of a program's output in the nest that the function returned."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+class Entry:
+    """What is known of one signature: the traced graph, guards, and (once it has been called) the program."""
+
+    def __init__(self, graph: Graph, trace: Trace, result: Any, programs: dict[tuple[Any, ...], Any]) -> None:
+        self.graph = graph
+        self.result = result  # the nest that the function returned, with `_Slot` in place of tensors
+        self.only_output = type(result) is _Slot
+        self.objects: list[Callable[[], Any]] = []  # references to arguments that are compared by identity
+        self.programs = programs  # all that this signature has had, for example for train() and for eval()
+        self.captured = [tensor for _, tensor in trace.captured.values()]
+        self.captured_arrays = [np.asarray(tensor._value.data, order="C") for tensor in self.captured]
+        self.differentiable = any(tensor._value.node is not None for tensor in self.captured)
+        self.changed: Holder | None = None
+        changed = [entry.holder for entry in graph.state if entry.after is not None]
+        if changed:
+            self.changed = changed[0]
+            join_locks(changed)
+        self.epoch = -1
+        self.guards: Guards | None = None
+        self.program: Any = None
+
+    def stale(self, objects: Sequence[Any]) -> str | None:
+        """Why the trace no longer describes the function, or None."""
+        if self.epoch != epoch():
+            return "an attribute of a module has changed"
+        for reference, item in zip(self.objects, objects, strict=True):
+            if reference() is not item:
+                return "an argument is another object"
+        assert self.guards is not None
+        return self.guards.broken()
+
+
+class Compiled(Traceable):
+    """A compiled function; call it like the function itself. Made by `tw.compile`."""
+
+    def __init__(self, function: Callable[..., Any], backend: str | None, threads: int | None) -> None:
+        self.traced_function = function
+        self.backend = backend
+        self.threads = threads
+        self.name = getattr(function, "__name__", None) or type(function).__name__
+        self._entries: dict[tuple[Any, ...], Entry] = {}
+        self._lock = ForkSafeLock()
+        functools.update_wrapper(self, function, updated=())
+
+    # ---- calling --------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if tracing():
+            return self.traced_function(*args, **kwargs)
+        key = _Key()
+        for item in args:
+            key.add(item)
+        if kwargs:
+            key.add(kwargs)
+        if key.history and eager.mode.recording:
+            return self.traced_function(*args, **kwargs)  # eagerly, so that the result has a history
+        entry = self._entries.get(tuple(key.parts))
+        if entry is None or entry.program is None or entry.stale(key.objects) is not None:
+            entry = self._entry(args, kwargs, key, run=True)
+        inputs = key.arrays + entry.captured_arrays if entry.captured_arrays else key.arrays
+        if entry.changed is None:
+            outputs = entry.program(inputs)
+        else:
+            lock = acquire(entry.changed)
+            try:
+                outputs = entry.program(inputs)
+            finally:
+                lock.release()
+        types = [value.type for value in entry.graph.outputs]
+        tensors = [wrap(Value(type, None, 0, array), None) for type, array in zip(types, outputs, strict=True)]
+        if entry.only_output:
+            return tensors[0]
+        return nest.map_nest(lambda leaf, _: tensors[leaf.index] if type(leaf) is _Slot else leaf, entry.result)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else BoundCompiled(self, instance)
+
+    # ---- looking inside -------------------------------------------------------------------------------------------------
+
+    def graph(self, *args: Any, **kwargs: Any) -> Graph:
+        """The graph for these arguments (or `tw.spec` stand-ins), as it was traced; nothing is computed."""
+        return self._inspected(args, kwargs, run=False).graph
+
+    def plan(self, *args: Any, **kwargs: Any) -> Any:
+        """What will run for these arguments: phases, kernels, buffers and exact bytes; nothing is computed."""
+        return self._inspected(args, kwargs, run=True).program.plan
+
+    def source(self, *args: Any, **kwargs: Any) -> str:
+        """The source text of the program for these arguments."""
+        return self._inspected(args, kwargs, run=True).program.source  # type: ignore[no-any-return]
+
+    def program(self, *args: Any, **kwargs: Any) -> Any:
+        """The program for these arguments, compiled but not run."""
+        return self._inspected(args, kwargs, run=True).program
+
+    def _inspected(self, args: Sequence[Any], kwargs: dict[str, Any], run: bool) -> Entry:
+        key = _Key()
+        for item in args:
+            key.add(item)
+        if kwargs:
+            key.add(kwargs)
+        return self._entry(args, kwargs, key, run)
+
+    # ---- tracing --------------------------------------------------------------------------------------------------------
+
+    def _entry(self, args: Sequence[Any], kwargs: dict[str, Any], key: _Key, run: bool) -> Entry:
+        """A valid entry for the key; with a program where `run`."""
+        parts = tuple(key.parts)
+        with self._lock.lock:
+            entry = self._entries.get(parts)
+            reason = f"no trace for these arguments: {_signature(parts)}" if entry is None else entry.stale(key.objects)
+            if entry is None or reason is not None:
+                if settings.debug >= 1:
+                    print(f"thalweg: {self.name} is traced: {reason}", file=sys.stderr)
+                entry = self._traced(args, kwargs, {} if entry is None else entry.programs)
+                entry.objects = [_reference(item, self._forgetter(parts)) for item in key.objects]
+                self._entries[parts] = entry
+            if run and entry.program is None:
+                entry.program = self._program(entry)
+        return entry
+
+    def _forgetter(self, parts: tuple[Any, ...]) -> Callable[[Any], None]:
+        """A function that drops an entry when one of its arguments no longer exists."""
+        compiled = weakref.ref(self)
+
+        def forget(reference: Any) -> None:
+            owner = compiled()
+            if owner is not None:
+                owner._entries.pop(parts, None)
+
+        return forget
+
+    def _traced(self, args: Sequence[Any], kwargs: dict[str, Any], programs: dict[tuple[Any, ...], Any]) -> Entry:
+        before = epoch()
+        trace = Trace(self.name)
+        names = self._argument_names(len(args))
+        with trace.running(), eager.recording(True):
+            inner = [_as_input(item, name, trace) for item, name in zip(args, names, strict=True)]
+            inner_named = {name: _as_input(item, name, trace) for name, item in kwargs.items()}
+            result = self.traced_function(*inner, **inner_named)
+            outputs: list[Value] = []
+            places: dict[int, int] = {}
+            result = nest.map_nest(lambda leaf, path: _as_output(leaf, trace, outputs, places), result)
+        entry = Entry(trace.graph(outputs), trace, result, programs)
+        entry.epoch = before + trace.epochs
+        entry.guards = Guards(self.traced_function)
+        return entry
+
+    def _argument_names(self, count: int) -> list[str]:
+        function = self.traced_function
+        forward = getattr(function, "forward", None)
+        try:
+            parameters = list(inspect.signature(forward or function).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
+        return names + [f"argument{position}" for position in range(len(names), count)]
+
+    def _program(self, entry: Entry) -> Any:
+        """The program of an entry's graph: an earlier one if that had the same graph and holders."""
+        identity = (entry.graph.digest(), *(id(state.holder) for state in entry.graph.state))
+        if identity not in entry.programs:
+            entry.programs[identity] = make_program(entry.graph, self.backend, self.threads)
+        return entry.programs[identity]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
+        return Compiled(copy.deepcopy(self.traced_function, memo), self.backend, self.threads)
+
+    def __repr__(self) -> str:
+        programs = sum(len(entry.programs) for entry in self._entries.values())
+        return f"<compiled {self.name}: {len(self._entries)} signatures, {programs} programs>"
+
+
+class BoundCompiled(Traceable):
+    """A compiled method of an object."""
+
+    def __init__(self, compiled: Compiled, instance: Any) -> None:
+        self.compiled = compiled
+        self.instance = instance
+
+    @property
+    def traced_function(self) -> Callable[..., Any]:  # type: ignore[override]
+        return self.compiled.traced_function.__get__(self.instance)  # type: ignore[no-any-return]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.compiled(self.instance, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.compiled, name)
+        return functools.partial(found, self.instance) if name in ("graph", "plan", "source", "program") else found
+
+
+def _signature(parts: Sequence[Any]) -> str:
+    """A key in words."""
+    shown = []
+    for position in range(0, len(parts), 2):
+        first, second = parts[position], parts[position + 1]
+        if isinstance(first, DType):
+            shown.append(str(Type(first, second)))
+        elif first is float:
+            shown.append(repr(struct.unpack("<d", second)[0]))
+        elif first is object:
+            shown.append("an object")
+        else:
+            shown.append(repr(second) if first in (int, bool, str, type(None)) else first.__name__)
+    return ", ".join(shown) or "none"
+
+
+def _as_input(item: Any, label: str, trace: Trace) -> Any:
+    """An argument as the traced function sees it: a traced tensor for every array."""
+
+    def convert(leaf: Any, path: str) -> Any:
+        if isinstance(leaf, Holder):
+            return leaf
+        if isinstance(leaf, Tensor):
+            return wrap(trace.input(leaf.type, label + path), trace)
+        if isinstance(leaf, Spec):
+            return wrap(trace.input(leaf.type, label + path), trace)
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            return wrap(trace.input(types.type_of(np.asarray(leaf)), label + path), trace)
+        return leaf
+
+    return nest.map_nest(convert, item)
+
+
+def _as_output(leaf: Any, trace: Trace, outputs: list[Value], places: dict[int, int]) -> Any:
+    """A leaf of the result: a place among the outputs for a tensor that was computed, else the leaf itself."""
+    if not isinstance(leaf, Tensor) or (not leaf.is_traced and not isinstance(leaf, Holder)):
+        return leaf
+    value = leaf._read()
+    if id(value) not in places:
+        places[id(value)] = len(outputs)
+        outputs.append(value)
+    return _Slot(places[id(value)])
+
+
+def compile(
+    function: Callable[..., Any] | None = None, *, backend: str | None = None, threads: int | None = None
+) -> Any:
+    """Compile a function of tensors: traced once per signature of its arguments, then run as one program.
+
+    `@tw.compile`, `@tw.compile(backend="numpy")` or `tw.compile(f)`; for functions, methods and modules. Arguments and
+    results are tensors, NumPy arrays and any nest of them in lists, tuples and dicts. Python numbers, strings and None
+    are static: part of the signature, baked into the program (wrap a number that changes in `tw.tensor`); other objects
+    are static by identity. Parameters, buffers and random generators that the function reads or assigns are found by
+    identity and changed in place. What else it reads (attributes of modules, globals, closure variables, containers)
+    is guarded: when it changes, the function is traced again. Side effects of the Python code happen while tracing only.
+
+    `backend`: "c", "numpy" (the reference, no compiler needed), or None for THALWEG_BACKEND's choice. `threads`: for
+    this program; None for THALWEG_THREADS or all CPUs. Inside another traced function, and where a gradient of its
+    arguments is being recorded eagerly, the plain function runs.
+    """
+    if backend not in BACKENDS:
+        raise ArgumentError(f'backend is "c", "numpy" or None, received {backend!r}')
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ArgumentError(f"threads is a positive integer or None, received {threads!r}")
+    if function is None:
+        return lambda decorated: compile(decorated, backend=backend, threads=threads)
+    if not callable(function):
+        raise ArgumentError(f"compile takes a function, a method or a module, received {type(function).__name__}")
+    if isinstance(function, (Compiled, BoundCompiled)):
+        return function
+    return Compiled(function, backend, threads)
