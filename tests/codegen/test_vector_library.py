@@ -128,7 +128,9 @@ def vector_functions() -> dict[str, tuple[str, list[str]]]:
 def vectors(target: str, tmp_path_factory: pytest.TempPathFactory) -> Library:
     functions = vector_functions()
     text = library.header() + "".join(function_text(name, r, a) for name, (r, a) in functions.items())
-    return Library(text, {name: r for name, (r, _) in functions.items()}, target, tmp_path_factory.mktemp("vectors"))
+    return Library(
+        text, {name: r for name, (r, _) in functions.items()}, target, tmp_path_factory.mktemp("vectors")
+    )
 
 
 def same(received: Array, expected: Array) -> None:
@@ -165,7 +167,9 @@ def samples(t: str, count: int = 4096, seed: int = 0) -> Array:
         normal = np.random.default_rng(seed).normal(size=count).astype(DTYPES[t]) * DTYPES[t](4)
         return np.concatenate([special_floats(t), random_bits(t, count, seed), normal])
     info = np.iinfo(DTYPES[t])
-    edges = np.array([0, 1, 2, 3, 7, info.max, info.max - 1, info.min, info.min + 1, info.max // 2 + 1], DTYPES[t])
+    edges = np.array(
+        [0, 1, 2, 3, 7, info.max, info.max - 1, info.min, info.min + 1, info.max // 2 + 1], DTYPES[t]
+    )
     small = np.random.default_rng(seed).integers(0, 12, count).astype(DTYPES[t])
     return np.concatenate([edges, -edges, random_bits(t, count, seed), small, -small])
 
@@ -174,7 +178,10 @@ def pairs(t: str, count: int = 4096) -> tuple[Array, Array]:
     """All pairs of special values, then random ones."""
     special = special_floats(t) if t in FLOATS else samples(t, 8)
     a, b = np.meshgrid(special, special)
-    return (np.concatenate([a.ravel(), samples(t, count, 1)]), np.concatenate([b.ravel(), samples(t, count, 2)[::-1]]))
+    return (
+        np.concatenate([a.ravel(), samples(t, count, 1)]),
+        np.concatenate([b.ravel(), samples(t, count, 2)[::-1]]),
+    )
 
 
 @pytest.mark.parametrize("t", list(DTYPES))
@@ -238,7 +245,11 @@ def rounded_once(a: Array, b: Array, c: Array) -> Array:
             near = a.dtype.type(np.inf if exact > 0 else -np.inf)
         if a.dtype == np.float32 and np.isfinite(near):
             with np.errstate(over="ignore", under="ignore"):
-                around = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+                around = [
+                    np.nextafter(near, np.float32(-np.inf)),
+                    near,
+                    np.nextafter(near, np.float32(np.inf)),
+                ]
             finite = [v for v in around if np.isfinite(v)]
             near = min(finite, key=lambda v: (abs(Fraction(float(v)) - exact), int(v.view(np.uint32)) & 1))
         results.append(near)
@@ -254,7 +265,9 @@ def test_fma_rounds_once(vectors: Library, t: str) -> None:
     for x in (a, b):
         x[1000:] = np.ldexp(random.uniform(1, 2, 2000), random.integers(-5, 5, 2000)).astype(a.dtype)
     with np.errstate(all="ignore"):
-        c[1000:2000] = -(a * b * (1 + random.integers(-2, 3, 3000) * np.finfo(a.dtype).eps)).astype(a.dtype)[1000:2000]
+        c[1000:2000] = -(a * b * (1 + random.integers(-2, 3, 3000) * np.finfo(a.dtype).eps)).astype(a.dtype)[
+            1000:2000
+        ]
         c[2000:] = np.ldexp(a[2000:], random.integers(-2 * digits - 5, 2 * digits + 5, 1000))
         small = a.dtype.type(2.0 ** (np.finfo(a.dtype).minexp // 2))
         a[1500:2500] *= small
@@ -303,7 +316,11 @@ def test_float_to_integer_conversions_are_numpys(vectors: Library) -> None:
             info = np.iinfo(DTYPES[d])
             a = samples(t)
             with np.errstate(all="ignore"):
-                a = a[np.isfinite(a) & (np.trunc(a) >= info.min) & (np.trunc(a).astype(np.float64) < float(info.max))]
+                a = a[
+                    np.isfinite(a)
+                    & (np.trunc(a) >= info.min)
+                    & (np.trunc(a).astype(np.float64) < float(info.max))
+                ]
             same(vectors(f"convert_{t}_to_{d}", a), a.astype(DTYPES[d]))
 
 

@@ -1,1 +1,1 @@
-"""From a plan to a native program: loops, then text in C, then a loaded library. All C text of the package lives here."""
+"""From a plan to a native program: loops, then C text, then a loaded library. All C text lives here."""

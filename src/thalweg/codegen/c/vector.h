@@ -642,6 +642,8 @@ TW_INLINE f64_part tw_sqrt_part_f64(f64_part a) {
     /* NaN when either is NaN; of two equal ones (also +0 and -0) the first. */                    \
     TW_INLINE t##x16 maximum_##t(t##x16 a, t##x16 b) { return TW_MAP2(w, t, t, TW_LARGER, a, b); } \
     TW_INLINE t##x16 minimum_##t(t##x16 a, t##x16 b) { return TW_MAP2(w, t, t, TW_SMALLER, a, b); } \
+    /* x cut to low..high; NaN when one of the three is. */                                        \
+    TW_INLINE t##x16 clamp_##t(t##x16 x, t##x16 low, t##x16 high) { return maximum_##t(minimum_##t(x, high), low); } \
     /* To a whole number: nearest with ties to even, down, up, to zero. Zeros keep their sign. */  \
     TW_INLINE t##x16 rint_##t(t##x16 a) { return TW_MAP1(w, t, t, TW_RINT, a); }                   \
     TW_INLINE t##x16 floor_##t(t##x16 a) { return TW_MAP1(w, t, t, TW_FLOOR, a); }                 \
@@ -1080,6 +1082,14 @@ TW_INLINE void transpose_f32(f32x16 row[16]) {
 #else
     TW_ROW_EXCHANGE(8)
 #endif
+}
+
+/* Lane i of the result: the sum of row[i], by the same tree as sum_f32. */
+TW_INLINE f32x16 sum_rows_f32(f32x16 row[16]) {
+    transpose_f32(row);
+    _Pragma("GCC unroll 8") for (int i = 0; i < 8; i++) row[i] = add_f32(row[i], row[i + 8]);
+    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) row[i] = add_f32(row[i], row[i + 4]);
+    return add_f32(add_f32(row[0], row[2]), add_f32(row[1], row[3]));
 }
 
 #endif
