@@ -228,6 +228,8 @@ class Op:
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
+    checked: ClassVar[bool] = False  # may it meet an index out of range while it runs?
+    cost: ClassVar[int] = 1  # of one element beside an addition: what is dear is stored rather than computed again
     combine: ClassVar[str | None] = None  # how partial results over a cut reduced axis combine: "sum", "max", ...
 
     def infer(self, *inputs: Type) -> tuple[Type, ...]:

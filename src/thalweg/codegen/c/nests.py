@@ -1,0 +1,696 @@
+"""Loop nests: fused elementwise, movement and reduction kernels, in row-major order or one sample per lane.
+
+The same text generator serves every such kernel. It emits the body once symbolically to see the addresses, joins loops
+whose addresses run on, picks the axis that becomes the vector, and emits the body for full and for partial vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from thalweg.codegen.c.bindings import LANE_PARAMETERS, TILE_PARAMETERS, Context, KernelText
+from thalweg.codegen.c.expressions import Access, Emitter, Expression, bounded, literal, number, register, select
+from thalweg.codegen.loops import LANE, Index, constant, divide, variable
+from thalweg.graph import Node, Value
+from thalweg.plan import LANES
+
+FLUSH = 64  # vectors added up before their sum moves to the next accumulator: keeps rounding errors small
+
+
+@dataclass
+class Axis:
+    """A loop: `name` runs from 0 to `extent` - 1."""
+
+    name: str
+    extent: int
+    reduced: bool = False
+
+
+@dataclass
+class Reduction:
+    """How the elements that a reducing nest meets are combined."""
+
+    element: Callable[[Emitter, tuple[Index, ...], tuple[Index, ...]], tuple[Expression, Expression | None]]
+    combine: str  # "add", "multiply", "maximum", "minimum", "argmax", "argmin", "max_pool"
+    value: Value  # the first output: its element type decides the accumulator
+    position: Callable[[tuple[Index, ...]], Index] | None = None  # of an element, for arg reductions
+    index_value: Value | None = None
+
+
+@dataclass
+class Nest:
+    """A kernel as loops: kept axes of the root, reduced axes, and how root and operand indices follow from them."""
+
+    context: Context
+    shape: tuple[int, ...]  # of the roots
+    reduced: tuple[int, ...] = ()
+    reduction: Reduction | None = None
+    batch_root: int | None = None  # the root's batch axis (lane mode, "map")
+    batch_reduced: int | None = None  # the reduced batch axis (lane mode, "partial")
+    axes: list[Axis] = field(default_factory=list)
+    joins: list[tuple[str, str, str, int]] = field(default_factory=list)  # (joined, outer, inner, extent of inner)
+
+    def emit(self) -> KernelText:
+        context = self.context
+        self.accesses = context.reads()
+        self.outputs = [(root, context.access(root, write=True)) for root in context.kernel.roots]
+        self._make_axes()
+        trial, stores = self._trial()
+        self._join(trial)
+        if self.context.lanes:
+            vector: Axis | None = None
+        else:
+            trial, stores = self._trial()
+            vector = self._choose_vector(trial, stores)
+        body = self._lane_body() if self.context.lanes else self._row_body(vector)
+        return context.function(body, LANE_PARAMETERS if context.lanes else TILE_PARAMETERS)
+
+    # ---- axes -------------------------------------------------------------------------------------------------------
+
+    def _make_axes(self) -> None:
+        self.axes = [
+            Axis(f"i{a}", extent) for a, extent in enumerate(self.shape) if extent != 1 and a != self.batch_root
+        ]
+        self.axes += [
+            Axis(f"r{a}", extent, True) for a, extent in enumerate(self.reduced) if extent != 1 and a != self.batch_reduced
+        ]
+        self.extents = {axis.name: axis.extent for axis in self.axes}
+        self.extents.update({LANE: LANES, "b": 1 << 40})
+
+    def _variable(self, name: str, vector: Axis | None) -> Index:
+        index = variable(name)
+        return index + variable(LANE) if vector is not None and vector.name == name else index
+
+    def indices(self, vector: Axis | None) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+        """Root and reduced indices."""
+        kept = tuple(self._resolve(f"i{a}", e, a == self.batch_root, vector) for a, e in enumerate(self.shape))
+        reduced = tuple(self._resolve(f"r{a}", e, a == self.batch_reduced, vector) for a, e in enumerate(self.reduced))
+        return kept, reduced
+
+    def _resolve(self, name: str, extent: int, batch: bool, vector: Axis | None) -> Index:
+        if batch:
+            return variable("b", LANES) + variable(LANE)
+        if extent == 1:
+            return Index()
+        return self._expand(name, vector)
+
+    def _expand(self, name: str, vector: Axis | None) -> Index:
+        """`name` through the joins: outer part = joined // inner, inner part = joined % inner."""
+        for joined, outer, inner, size in self.joins:
+            if name in (outer, inner):
+                whole, rest = divide(self._expand(joined, vector), size, self.extents)
+                return whole if name == outer else rest
+        return self._variable(name, vector)
+
+    # ---- choices ----------------------------------------------------------------------------------------------------
+
+    def _trial(self) -> tuple[Emitter, list[Index]]:
+        """Emit the body once with every axis a plain loop, to see its addresses."""
+        emitter = self.context.emitter(dict(self.extents), dict(self.accesses))
+        if self.context.lanes:
+            emitter.partial = "n"
+        kept, reduced = self.indices(None)
+        if self.reduction is not None:
+            emitter.extents = dict(self.extents)
+            self.reduction.element(emitter, kept, reduced)
+            self._given(emitter, kept)
+        self._store_roots(emitter, kept)
+        stores = emitter.addresses[-len(self.outputs) :] if self.outputs else []
+        self.context.functions |= emitter.functions
+        return emitter, stores
+
+    def _given(self, emitter: Emitter, kept: tuple[Index, ...]) -> None:
+        """Pretend that the reduction's results lie in registers."""
+        assert self.reduction is not None
+        anchor = self.context.kernel.anchor
+        assert anchor is not None
+        for value in anchor.outputs:
+            emitter.given[id(value)] = Expression("accumulated", register(value.dtype))
+
+    def _join(self, emitter: Emitter) -> None:
+        """Join neighbouring loops whose addresses run on from one to the next in every access."""
+        changed = True
+        while changed:
+            changed = False
+            for kind in (False, True):
+                names = [axis for axis in self.axes if axis.reduced is kind]
+                for outer, inner in zip(names, names[1:], strict=False):
+                    if self._runs_on(emitter, outer, inner):
+                        joined = Axis(f"{outer.name}_{inner.name}", outer.extent * inner.extent, kind)
+                        self.joins.append((joined.name, outer.name, inner.name, inner.extent))
+                        position = self.axes.index(outer)
+                        self.axes[position : position + 2] = [joined]
+                        self.extents[joined.name] = joined.extent
+                        emitter, _ = self._trial()
+                        changed = True
+                        break
+
+    def _runs_on(self, emitter: Emitter, outer: Axis, inner: Axis) -> bool:
+        if any({outer.name, inner.name} & index.variables() for index in emitter.splits):
+            return False
+        position = self.reduction.position if self.reduction is not None else None
+        if position is not None and outer.reduced:
+            return False
+        for address in emitter.addresses:
+            if not (address.is_linear_in(outer.name) and address.is_linear_in(inner.name)):
+                return False
+            if address.coefficient(outer.name) != inner.extent * address.coefficient(inner.name):
+                return False
+        return True
+
+    def _choose_vector(self, emitter: Emitter, stores: Sequence[Index]) -> Axis | None:
+        """The axis along which most accesses are contiguous or constant."""
+        best: tuple[float, int] | None = None
+        chosen: Axis | None = None
+        for position, axis in enumerate(self.axes):
+            score = 0.0
+            for address in emitter.addresses:
+                linear = address.is_linear_in(axis.name)
+                step = address.coefficient(axis.name) if linear else None
+                weight = 2.0 if any(address is store for store in stores) and not axis.reduced else 1.0
+                score += weight * (1.0 if step == 1 else 0.4 if step == 0 else -0.5)
+            score += -1.0 * (axis.extent < 4) + 0.5 * (axis.extent >= LANES)
+            if best is None or (score, position) >= best:
+                best, chosen = (score, position), axis
+        return chosen
+
+    # ---- row-major ---------------------------------------------------------------------------------------------------
+
+    def _row_body(self, vector: Axis | None) -> str:
+        tasks = self.context.kernel.tasks
+        kept = [axis for axis in self.axes if not axis.reduced and axis is not vector]
+        if vector is not None and not vector.reduced:
+            kept.append(vector)
+        lines: list[str] = []
+        closing = 0
+        for position, axis in enumerate(kept):
+            first, last = "0", str(axis.extent)
+            if position == 0:
+                unit = LANES if axis is vector else 1
+                count = -(-axis.extent // unit)
+                first, last = f"task * {count} / {tasks} * {unit}", f"(task + 1) * {count} / {tasks} * {unit}"
+                if unit > 1 and axis.extent % unit:
+                    lines.append(f"int64_t last = {last}; if (last > {axis.extent}) last = {axis.extent};")
+                    last = "last"
+            if axis is vector:
+                lines += self._vector_loop(axis, first, last)
+            else:
+                lines.append(f"for (int64_t {axis.name} = {first}; {axis.name} < {last}; {axis.name}++) {{")
+                closing += 1
+        if not kept:
+            lines.append("if (task) return;")
+        if vector is None or vector.reduced:
+            lines += self._inner(vector, None)
+        return "(void)task; (void)error;\n" + "\n".join(lines) + "\n" + "}" * closing
+
+    def _vector_loop(self, axis: Axis, first: str, last: str) -> list[str]:
+        """The innermost kept loop in steps of 16 lanes, with a partial vector at its end."""
+        name, extent = axis.name, axis.extent
+        whole, rest = extent // LANES * LANES, extent % LANES
+        lines: list[str] = []
+        if whole:
+            bound = last if last == str(extent) and not rest else f"({last} < {whole} ? {last} : {whole})"
+            if last == str(extent):
+                bound = str(whole)
+            lines.append(f"for (int64_t {name} = {first}; {name} < {bound}; {name} += {LANES}) {{")
+            lines += self._inner(axis, None)
+            lines.append("}")
+        if rest:
+            lines.append(f"if ({last} == {extent} && {first} <= {whole}) {{ const int64_t {name} = {whole};")
+            lines += self._inner(axis, str(rest))
+            lines.append("}")
+        return lines
+
+    # ---- lanes -------------------------------------------------------------------------------------------------------
+
+    def _lane_body(self) -> str:
+        """Loops over blocks of 16 samples, lanes over samples."""
+        lines = ["(void)origin; (void)first; (void)error;"]
+        kept = [axis for axis in self.axes if not axis.reduced]
+        opened = 0
+        if self.batch_root is not None:
+            lines.append(f"for (int64_t b = 0; b * {LANES} < count; b++) {{")
+            lines.append(f"const int n = count - b * {LANES} < {LANES} ? (int)(count - b * {LANES}) : {LANES}; (void)n;")
+            opened += 1
+        for axis in kept:
+            lines.append(f"for (int64_t {axis.name} = 0; {axis.name} < {axis.extent}; {axis.name}++) {{")
+            opened += 1
+        lines += self._inner(None, "n")
+        return "\n".join(lines) + "\n" + "}" * opened
+
+    # ---- one root element --------------------------------------------------------------------------------------------
+
+    def _inner(self, vector: Axis | None, partial: str | None) -> list[str]:
+        """Statements that compute and store the roots at the current kept indices."""
+        kept, _ = self.indices(vector)
+        emitter = self.context.emitter(dict(self.extents), dict(self.accesses))
+        emitter.origin = variable("origin") if self.context.lanes else Index()
+        emitter.extents["origin"] = 1 << 40
+        emitter.partial = partial
+        if self.reduction is not None:
+            return self._reducing(vector, partial)
+        self._store_roots(emitter, kept)
+        self.context.functions |= emitter.functions
+        return emitter.lines
+
+    def _store_roots(self, emitter: Emitter, kept: tuple[Index, ...]) -> None:
+        for root, access in self.outputs:
+            store(emitter, access, kept, emitter.pull(root, kept))
+
+    def _reducing(self, vector: Axis | None, partial: str | None) -> list[str]:
+        """Accumulators, the reduced loops, then the epilogue on the result."""
+        assert self.reduction is not None
+        horizontal = (vector is not None and vector.reduced) or self.batch_reduced is not None
+        accumulator = Accumulator(self.reduction, self._iterations(vector))
+        lines = accumulator.open()
+        loops = [axis for axis in self.axes if axis.reduced and axis is not vector]
+        opened = 0
+        if self.batch_reduced is not None:
+            lines.append(f"for (int64_t b = 0; b * {LANES} < count; b++) {{")
+            lines.append(f"const int n = count - b * {LANES} < {LANES} ? (int)(count - b * {LANES}) : {LANES};")
+            opened += 1
+        for axis in loops:
+            lines.append(f"for (int64_t {axis.name} = 0; {axis.name} < {axis.extent}; {axis.name}++) {{")
+            opened += 1
+        if vector is not None and vector.reduced:
+            whole, rest = vector.extent // LANES * LANES, vector.extent % LANES
+            if whole:
+                lines.append(f"for (int64_t {vector.name} = 0; {vector.name} < {whole}; {vector.name} += {LANES}) {{")
+                lines += self._accumulate(accumulator, vector, None, None)
+                lines.append("}")
+            if rest:
+                lines.append(f"{{ const int64_t {vector.name} = {whole};")
+                lines += self._accumulate(accumulator, vector, str(rest), str(rest))
+                lines.append("}")
+        else:
+            lines += self._accumulate(accumulator, vector, partial, "n" if self.batch_reduced is not None else None)
+        lines.append("}" * opened)
+        lines += accumulator.close(horizontal)
+        kept, _ = self.indices(vector)
+        emitter = self.context.emitter(dict(self.extents), dict(self.accesses))
+        emitter.origin = variable("origin") if self.context.lanes else Index()
+        emitter.extents["origin"] = 1 << 40
+        emitter.partial = partial
+        emitter.counter = 1000
+        anchor = self.context.kernel.anchor
+        assert anchor is not None
+        for value, name in zip(anchor.outputs, accumulator.results, strict=True):
+            kind = register(value.dtype)
+            emitter.given[id(value)] = Expression(name, kind)
+        if self.context.kernel.role == "partial":
+            (root, access), = self.outputs
+            address = access.address(kept).text()
+            element = accumulator.scalar
+            lines.append(f"{access.pointer}[{address}] = first ? {element} : {access.pointer}[{address}] + {element};")
+            return lines
+        self._store_roots(emitter, kept)
+        self.context.functions |= emitter.functions
+        return lines + emitter.lines
+
+    def _iterations(self, vector: Axis | None) -> int:
+        count = 1
+        for axis in self.axes:
+            if axis.reduced:
+                count *= -(-axis.extent // LANES) if axis is vector else axis.extent
+        return count * (4 if self.batch_reduced is not None else 1)
+
+    def _accumulate(self, accumulator: Accumulator, vector: Axis | None, partial: str | None, valid: str | None) -> list[str]:
+        assert self.reduction is not None
+        kept, reduced = self.indices(vector)
+        emitter = self.context.emitter(dict(self.extents), dict(self.accesses))
+        emitter.origin = variable("origin") if self.context.lanes else Index()
+        emitter.extents["origin"] = 1 << 40
+        emitter.partial = "n" if self.batch_reduced is not None else partial
+        element, inside = self.reduction.element(emitter, kept, reduced)
+        if valid is not None:
+            lanes = emitter.declare(f"m{element.width}", f"first_lanes_i{element.width}({valid})")
+            inside = lanes if inside is None else emitter.declare(
+                lanes.kind, f"bitwise_and_i{lanes.width}({lanes.text}, {emitter.mask(inside, lanes.width).text})"
+            )
+        position: Expression | None = None
+        if self.reduction.position is not None:
+            place = self.reduction.position(reduced)
+            lanes = f"convert_i64_to_i32({emitter.vector_index(place)})" if place.by_lane else f"broadcast_i32((i32)({place.text()}))"
+            position = emitter.declare("i32", lanes)
+        accumulator.add(emitter, element, inside, position)
+        self.context.functions |= emitter.functions
+        return emitter.lines
+
+
+def store(emitter: Emitter, access: Access, indices: tuple[Index, ...], expression: Expression) -> None:
+    """Store a root; an address without lanes takes one element."""
+    address = access.address(indices)
+    if address.by_lane:
+        emitter.store(access, indices, expression)
+        return
+    emitter.addresses.append(address)
+    if expression.is_mask:
+        expression = emitter.mask(expression, 8)
+    emitter.lines.append(f"store_partial_{access.type.dtype.short}({access.pointer} + {address.text()}, {expression.text}, 1);")
+
+
+class Accumulator:
+    """The running result of a reduction in one or several vectors."""
+
+    def __init__(self, reduction: Reduction, iterations: int) -> None:
+        self.reduction = reduction
+        self.kind = register(reduction.value.dtype)
+        if self.kind == "m8":
+            self.kind = "i8"
+        self.iterations = iterations
+        self.positioned = reduction.position is not None
+        self.levels = 1
+        if reduction.combine == "add" and self.kind in ("f32", "f64"):
+            self.levels += (iterations > FLUSH) + (iterations > FLUSH * FLUSH)
+        self.results: list[str] = []
+        self.scalar = ""
+
+    def identity(self) -> str:
+        dtype = self.reduction.value.dtype
+        combine = self.reduction.combine
+        if combine == "add":
+            return "0"
+        if combine == "multiply":
+            return "1"
+        lowest = combine in ("maximum", "argmax", "max_pool")
+        if dtype.is_floating:
+            return literal(float("-inf") if lowest else float("inf"), dtype)
+        if dtype.is_bool:
+            return "0" if lowest else "-1"
+        import numpy as np
+
+        limits = np.iinfo(dtype.numpy)
+        return literal(limits.min if lowest else limits.max, dtype)
+
+    def open(self) -> list[str]:
+        kind = self.kind
+        lines = [f"{kind}x16 sum{level} = broadcast_{kind}({self.identity()});" for level in range(self.levels)]
+        lines += [f"int64_t added{level} = 0;" for level in range(self.levels - 1)]
+        if self.positioned:
+            lines.append("i32x16 place = broadcast_i32(-1);")
+        return lines
+
+    def add(self, e: Emitter, element: Expression, inside: Expression | None, position: Expression | None) -> None:
+        """Statements that take one more vector of elements."""
+        kind, text = self.kind, element.text
+        if element.is_mask:
+            text = e.mask(element, 8).text
+        if self.positioned:
+            assert position is not None
+            self._compare(e, text, inside, position)
+            return
+        if inside is not None:
+            mask = e.mask(inside, int(kind[1:]))
+            text = f"select_{kind}({mask.text}, {text}, broadcast_{kind}({self.identity()}))"
+        function = {"maximum": "bitwise_or", "minimum": "bitwise_and"}.get(self.reduction.combine, "") if element.is_mask else ""
+        function = function or self.reduction.combine
+        e.lines.append(f"sum0 = {function}_{kind}(sum0, {text});")
+        if self.levels > 1:
+            inner = f"sum1 = add_{kind}(sum1, sum0); sum0 = broadcast_{kind}(0); added0 = 0;"
+            if self.levels > 2:
+                inner += f" if (++added1 == {FLUSH}) {{ sum2 = add_{kind}(sum2, sum1); sum1 = broadcast_{kind}(0); added1 = 0; }}"
+            e.lines.append(f"if (++added0 == {FLUSH}) {{ {inner} }}")
+
+    def _compare(self, e: Emitter, text: str, inside: Expression | None, position: Expression) -> None:
+        kind, width = self.kind, int(self.kind[1:])
+        smaller = self.reduction.combine == "argmin"
+        better = f"less_{kind}({text}, sum0)" if smaller else f"less_{kind}(sum0, {text})"
+        if self.reduction.value.dtype.is_floating:
+            if self.reduction.combine == "max_pool":
+                nan = f"is_nan_{kind}({text})"
+            else:
+                nan = f"bitwise_and_i{width}(is_nan_{kind}({text}), bitwise_invert_i{width}(is_nan_{kind}(sum0)))"
+            better = f"bitwise_or_i{width}({better}, {nan})"
+        chosen = e.declare(f"m{width}", better)
+        unset = e.mask(e.declare("m32", "less_i32(place, broadcast_i32(0))"), width)
+        chosen = e.declare(f"m{width}", f"bitwise_or_i{width}({chosen.text}, {unset.text})")
+        if inside is not None:
+            chosen = e.declare(f"m{width}", f"bitwise_and_i{width}({chosen.text}, {e.mask(inside, width).text})")
+        e.lines.append(f"sum0 = select_{kind}({chosen.text}, {text}, sum0);")
+        e.lines.append(f"place = select_i32({e.mask(chosen, 32).text}, {position.text}, place);")
+
+    def close(self, horizontal: bool) -> list[str]:
+        """Statements behind the loops; afterwards `results` name the outputs' registers."""
+        kind = self.kind
+        lines = [f"sum0 = add_{kind}(sum0, sum{level});" for level in range(1, self.levels)]
+        if not horizontal:
+            self.results = ["sum0"]
+        elif self.positioned:
+            lines += self._horizontal_place()
+            self.results = ["sum0"]
+        else:
+            name = {"add": "sum", "multiply": "product", "maximum": "max", "minimum": "min"}[self.reduction.combine]
+            self.scalar = "element"
+            if self.reduction.value.dtype.is_bool:
+                bits = "any_i8(sum0)" if name == "max" else "all_i8(sum0)"
+                lines.append(f"const i8 element = (i8)-({bits});")
+            else:
+                lines.append(f"const {kind} element = {name}_{kind}(sum0);")
+            lines.append(f"sum0 = broadcast_{kind}(element);")
+            self.results = ["sum0"]
+        if self.positioned:
+            index = self.reduction.index_value
+            assert index is not None
+            target = register(index.dtype)
+            if target != "i32":
+                lines.append(f"const {target}x16 place_{target} = convert_i32_to_{target}(place);")
+            place = "place" if target == "i32" else f"place_{target}"
+            self.results = ["sum0", place] if self.reduction.combine == "max_pool" else [place]
+        return lines
+
+    def _horizontal_place(self) -> list[str]:
+        """The best of 16 lanes, the first of equal ones, NaN before numbers."""
+        kind = self.kind
+        sign = "<" if self.reduction.combine == "argmin" else ">"
+        nan = " || (x != x && best == best)" if self.reduction.value.dtype.is_floating else ""
+        same = "(x == best || (x != x && best != best))" if self.reduction.value.dtype.is_floating else "x == best"
+        return [
+            f"{{ {kind}_lanes values = {{sum0}}; i32_lanes places = {{place}}; {kind} best = values.lane[0]; i32 at = places.lane[0];",
+            f"for (int l = 1; l < 16; l++) {{ const {kind} x = values.lane[l]; const i32 p = places.lane[l];",
+            f"if (p >= 0 && (at < 0 || x {sign} best{nan} || ({same} && p < at))) {{ best = x; at = p; }} }}",
+            f"sum0 = broadcast_{kind}(best); place = broadcast_i32(at); }}",
+        ]
+
+
+# ---- which nest a kernel is -----------------------------------------------------------------------------------------
+
+COMBINE = {"sum": "add", "prod": "multiply", "max": "maximum", "min": "minimum", "argmax": "argmax", "argmin": "argmin"}
+
+
+def emit_loops(context: Context) -> KernelText:
+    """An elementwise or movement kernel, or one that combines slots."""
+    root = context.kernel.roots[0]
+    return Nest(context, root.shape, batch_root=context.batch_axis.get(id(root)) if context.lanes else None).emit()
+
+
+def emit_reduction(context: Context) -> KernelText:
+    """sum, prod, max, min, argmax, argmin with pulled operand and elementwise epilogue."""
+    anchor = context.kernel.anchor
+    assert anchor is not None
+    op: Any = anchor.op
+    x, result = anchor.inputs[0], anchor.outputs[0]
+    listed = op.axis if isinstance(op.axis, tuple) else (op.axis,)
+    kept_axes = [a for a in range(x.ndim) if a not in listed]
+    reduced_shape = tuple(x.shape[a] for a in listed)
+
+    def element(e: Emitter, kept: tuple[Index, ...], reduced: tuple[Index, ...]) -> tuple[Expression, Expression | None]:
+        inner: list[Index] = [Index()] * x.ndim
+        for axis, index in zip(kept_axes, kept, strict=True):
+            inner[axis] = index
+        for axis, index in zip(listed, reduced, strict=True):
+            inner[axis] = index
+        return e.pull(x, tuple(inner)), None
+
+    arg = op.name in ("argmax", "argmin")
+    batch = context.batch_axis.get(id(x)) if context.lanes else None
+    return Nest(
+        context,
+        result.shape,
+        reduced_shape,
+        Reduction(
+            element,
+            COMBINE[op.name],
+            x if arg else result,
+            (lambda reduced: _row_position(reduced, reduced_shape)) if arg else None,
+            result if arg else None,
+        ),
+        batch_root=kept_axes.index(batch) if batch is not None and batch in kept_axes else None,
+        batch_reduced=listed.index(batch) if batch is not None and batch in listed else None,
+    ).emit()
+
+
+def _row_position(reduced: tuple[Index, ...], shape: tuple[int, ...]) -> Index:
+    total = Index()
+    for index, extent in zip(reduced, shape, strict=True):
+        total = total * extent + index
+    return total
+
+
+def emit_window(context: Context) -> KernelText:
+    """max_pool, sum_pool and max_pool_gather: a reduction over the window of each output element."""
+    anchor = context.kernel.anchor
+    assert anchor is not None
+    op: Any = anchor.op
+    x, result = anchor.inputs[0], anchor.outputs[0]
+    name = op.name
+
+    def inside(kept: tuple[Index, ...], reduced: tuple[Index, ...]) -> tuple[Index, ...]:
+        spatial = [
+            index * stride + tap * dilation - constant(low)
+            for index, tap, stride, dilation, (low, _) in zip(
+                kept[2:], reduced, op.strides, op.dilation, op.padding, strict=True
+            )
+        ]
+        return (*kept[:2], *spatial)
+
+    def element(e: Emitter, kept: tuple[Index, ...], reduced: tuple[Index, ...]) -> tuple[Expression, Expression | None]:
+        condition, clamped = bounded(e, x, inside(kept, reduced))
+        found = e.pull(x, clamped)
+        if name == "max_pool_gather":
+            place = e.pull(anchor.inputs[1], kept)
+            tap = e.convert(e.as_integer(_row_position(reduced, op.kernel)), _int64(), anchor.inputs[1].dtype)
+            hit = e.declare("m32", f"equal_i32({place.text}, {tap.text})")
+            found = select(e, hit, found, number(e, 0, x.dtype))
+        return found, condition
+
+    pooled = name == "max_pool"
+    batch = context.batch_axis.get(id(result)) if context.lanes else None
+    return Nest(
+        context,
+        result.shape,
+        tuple(op.kernel),
+        Reduction(
+            element,
+            "max_pool" if pooled else "add",
+            result,
+            (lambda reduced: _row_position(reduced, op.kernel)) if pooled else None,
+            anchor.outputs[1] if pooled else None,
+        ),
+        batch_root=batch,
+    ).emit()
+
+
+def emit_contraction(context: Context) -> KernelText:
+    """matmul and the convolutions as plain reductions: every element type and geometry, no register tiles."""
+    anchor = context.kernel.anchor
+    assert anchor is not None
+    op: Any = anchor.op
+    a, b = anchor.inputs
+    result = anchor.outputs[0]
+    element = _CONTRACTIONS[op.name]
+    reduced, places = element(op, a, b, result)
+
+    def product(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[Expression, Expression | None]:
+        first, second = places(e, kept, inner)
+        conditions: list[Expression | None] = []
+        factors: list[Expression] = []
+        for value, indices in ((a, first), (b, second)):
+            condition, clamped = bounded(e, value, indices)
+            conditions.append(condition)
+            factors.append(e.pull(value, clamped))
+        kind = factors[0].kind
+        found = e.declare(kind, f"multiply_{kind}({factors[0].text}, {factors[1].text})")
+        listed = [c for c in conditions if c is not None]
+        if len(listed) == 2:
+            listed = [e.declare("m64", f"bitwise_and_i64({listed[0].text}, {listed[1].text})")]
+        return found, listed[0] if listed else None
+
+    return Nest(context, result.shape, reduced, Reduction(product, "add", result)).emit()
+
+
+Places = Callable[[Emitter, tuple[Index, ...], tuple[Index, ...]], tuple[tuple[Index, ...], tuple[Index, ...]]]
+
+
+def _matmul(op: Any, a: Value, b: Value, result: Value) -> tuple[tuple[int, ...], Places]:
+    k = a.shape[-2] if op.transpose_a else a.shape[-1]
+
+    def places(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+        *lead, m, n = kept
+        first = (inner[0], m) if op.transpose_a else (m, inner[0])
+        second = (n, inner[0]) if op.transpose_b else (inner[0], n)
+        return (*lead, *first), (*lead, *second)
+
+    return (k,), places
+
+
+def _taps(op: Any, position: tuple[Index, ...], taps: tuple[Index, ...]) -> tuple[Index, ...]:
+    return tuple(
+        o * s + t * d - constant(low) for o, t, s, d, (low, _) in zip(position, taps, op.strides, op.dilation, op.padding, strict=True)
+    )
+
+
+def _convolution(op: Any, x: Value, w: Value, y: Value) -> tuple[tuple[int, ...], Places]:
+    filters, channels = w.shape[0] // op.groups, w.shape[1]
+
+    def places(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+        n, k, *position = kept
+        c, *taps = inner
+        group = divide(k, filters, e.extents)[0] if op.groups > 1 else Index()
+        return (n, group * channels + c, *_taps(op, tuple(position), tuple(taps))), (k, c, *taps)
+
+    return (channels, *w.shape[2:]), places
+
+
+def _weight_gradient(op: Any, x: Value, g: Value, w: Value) -> tuple[tuple[int, ...], Places]:
+    filters, channels = w.shape[0] // op.groups, w.shape[1]
+
+    def places(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+        k, c, *taps = kept
+        n, *position = inner
+        group = divide(k, filters, e.extents)[0] if op.groups > 1 else Index()
+        return (n, group * channels + c, *_taps(op, tuple(position), tuple(taps))), (n, k, *position)
+
+    return (x.shape[0], *g.shape[2:]), places
+
+
+def _input_gradient(op: Any, g: Value, w: Value, x: Value) -> tuple[tuple[int, ...], Places]:
+    """Position i of x meets tap t at the window (i + low - t*dilation) / stride, where that is whole."""
+    filters, channels = w.shape[0] // op.groups, w.shape[1]
+
+    def places(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+        n, channel, *position = kept
+        f, *taps = inner
+        if op.groups > 1:
+            group, c = divide(channel, channels, e.extents)
+        else:
+            group, c = Index(), channel
+        windows: list[Index] = []
+        for i, t, s, d, (low, _) in zip(position, taps, op.strides, op.dilation, op.padding, strict=True):
+            place = i + constant(low) - t * d
+            windows.append(place if s == 1 else _whole_quotient(e, place, s))
+        k = group * filters + f
+        return (n, k, *windows), (k, c, *taps)
+
+    return (filters, *w.shape[2:]), places
+
+
+def _whole_quotient(e: Emitter, place: Index, stride: int) -> Index:
+    """place / stride, or -1 (out of range) where that is not whole."""
+    e.splits.append(place)
+    low, high = place.range(e.extents)
+    if place.by_lane:
+        lanes = e.declare("i64", e.vector_index(place)).text
+        quotient = f"floor_divide_i64({lanes}, broadcast_i64({stride}))"
+        whole = f"equal_i64(multiply_i64({quotient}, broadcast_i64({stride})), {lanes})"
+        index = e.lane_index(f"select_i64({whole}, {quotient}, broadcast_i64(-1))", high // stride + 2)
+    else:
+        text = place.text()
+        index = e.scalar_index(f"({text}) >= 0 && ({text}) % {stride} == 0 ? ({text}) / {stride} : -1", high // stride + 2)
+    e.signed.update(index.variables())
+    return index
+
+
+_CONTRACTIONS: dict[str, Callable[[Any, Value, Value, Value], tuple[tuple[int, ...], Places]]] = {
+    "matmul": _matmul,
+    "convolution": _convolution,
+    "convolution_input_gradient": _input_gradient,
+    "convolution_weight_gradient": _weight_gradient,
+}
+
+
+def _int64() -> Any:
+    from thalweg import types
+
+    return types.int64

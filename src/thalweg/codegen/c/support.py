@@ -1,0 +1,77 @@
+"""What the C backend has templates for, and which function writes which kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from thalweg.codegen.c import lanes, nests
+from thalweg.codegen.c.bindings import Context, KernelText
+from thalweg.codegen.c.expressions import MOVES
+from thalweg.errors import UnsupportedError
+from thalweg.graph import REGISTRY, Kind
+from thalweg.plan import Kernel, Support
+
+Emit = Callable[[Context], KernelText]
+
+REDUCTIONS: dict[str, Emit] = dict.fromkeys(nests.COMBINE, nests.emit_reduction)
+WINDOWS: dict[str, Emit] = dict.fromkeys(("max_pool", "sum_pool", "max_pool_gather"), nests.emit_window)
+
+BLOCK_EMITTERS: dict[str, Emit] = {  # one sample per lane
+    "loops": nests.emit_loops,
+    "pack": lanes.emit_pack,
+    "unpack": lanes.emit_pack,
+    "matmul": lanes.emit_matmul,
+    "convolution": lanes.emit_convolution,
+    "convolution_input_gradient": lanes.emit_convolution,
+    "convolution_weight_gradient": lanes.emit_convolution_weight_gradient,
+    "max_unpool": lanes.emit_unpool,
+    "sum_unpool": lanes.emit_unpool,
+    **REDUCTIONS,
+    **WINDOWS,
+}
+TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
+    "loops": nests.emit_loops,
+    "combine": nests.emit_loops,
+    "copy": nests.emit_loops,
+    "matmul": nests.emit_contraction,
+    "convolution": nests.emit_contraction,
+    "convolution_input_gradient": nests.emit_contraction,
+    "convolution_weight_gradient": nests.emit_contraction,
+    **REDUCTIONS,
+    **WINDOWS,
+}
+
+
+def workspace(kernel: Kernel, block: int) -> int:
+    """Bytes of scratch that a kernel needs beside its operands."""
+    if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
+        return lanes.convolution_workspace(kernel, block)
+    return 0
+
+
+def emit(context: Context) -> KernelText:
+    """The C function of a kernel."""
+    table = BLOCK_EMITTERS if context.lanes else TILE_EMITTERS
+    kind = context.kernel.kind
+    if kind not in table:
+        where = context.kernel.where
+        raise UnsupportedError(
+            f"the C backend has no kernel for {kind} ({', '.join(str(v.type) for v in context.kernel.roots)})"
+            + (f", used at {where[0].file}:{where[0].line}" if where else "")
+            + '; use compile(backend="numpy")'
+        )
+    return table[kind](context)
+
+
+def support() -> Support:
+    """The table that the scheduler asks."""
+    elementwise = {name for name, op in REGISTRY.items() if isinstance(op, type) and op.kind is Kind.ELEMENTWISE}
+    return Support(
+        pulled=frozenset(elementwise | set(MOVES)),
+        looping=frozenset({*REDUCTIONS, *WINDOWS}),
+        epilogue=frozenset(
+            {"matmul", "convolution", "convolution_input_gradient", "convolution_weight_gradient", "sum", "sum_pool"}
+        ),
+        lanes=frozenset(BLOCK_EMITTERS),
+        workspace=workspace,
+    )

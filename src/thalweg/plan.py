@@ -1,0 +1,291 @@
+"""`Plan`: what will run, before it runs. Phases, tasks, kernels and buffers, with exact bytes and operations.
+
+A plan is data: the scheduler makes it, the checker proves it, the code generator prints it as C. A barrier separates
+phases. A phase's tasks are cut by shape only, so the number of threads decides who does a task and never a result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from thalweg.errors import GraphError
+from thalweg.graph import Graph, Node, Value
+from thalweg.types import Span, Type
+
+LANES = 16  # virtual lanes of every vector, whatever the instruction set
+MOST_SLOTS = 16  # partial results of a reduction that is cut over tasks
+ALIGNMENT = 64  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What a backend has templates for, by op name. The backend fills it in beside its templates."""
+
+    pulled: frozenset[str] = frozenset()  # computed element by element inside a reader's loops
+    looping: frozenset[str] = frozenset()  # anchors whose operands may be pulled into their loops
+    epilogue: frozenset[str] = frozenset()  # anchors that take elementwise readers of their result along
+    lanes: frozenset[str] = frozenset()  # anchors that can run on a batch block, one sample per lane
+    workspace: Callable[[Kernel, int], int] = lambda kernel, block: 0  # bytes of scratch that a kernel needs
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The machine that a program is made for. Only shapes and these fields decide a plan, never the thread count."""
+
+    support: Support
+    machine: str = "native"
+    cache_bytes: int = 1 << 20  # of one core's own cache: batch blocks are cut so that activations stay in it
+
+
+class Scope(Enum):
+    """Where a buffer lives and how long."""
+
+    INPUT = "input"  # the caller's
+    OUTPUT = "output"  # fresh at each call, then the caller's
+    STATE = "state"  # a holder's storage
+    CONSTANT = "constant"  # read-only data of the program
+    PROGRAM = "program"  # the arena, from the phase that writes it to the last that reads it
+    SLOT = "slot"  # the arena, one copy per shard of the batch
+    THREAD = "thread"  # scratch of one thread, one block of the batch
+
+
+@dataclass(eq=False, slots=True)
+class Buffer:
+    """Bytes that hold a value. `lane_axis` is the axis that is cut in blocks of 16 kept innermost (None: row-major)."""
+
+    name: str
+    type: Type
+    scope: Scope
+    lane_axis: int | None = None
+    copies: int = 1  # slots
+    offset: int = 0  # bytes from the start of its arena (program, thread) or its number (input, output, state)
+    first: tuple[int, int] = (-1, 0)  # (phase, kernel) that writes it
+    last: tuple[int, int] = (-1, 0)  # (phase, kernel) that reads it last
+    where: tuple[Span, ...] = ()
+    module: str = ""
+    op: str = ""
+    sample_stride: int = 0  # elements from one sample to the next (row-major buffers with a batch axis)
+    phase: int = -1  # the phase that it belongs to (thread scope: it holds only the block being worked on)
+
+    @property
+    def nbytes(self) -> int:
+        """Exact bytes of one copy; a lane axis is padded to full vectors."""
+        size = 1
+        for axis, extent in enumerate(self.type.shape):
+            size *= -(-extent // LANES) * LANES if axis == self.lane_axis else extent
+        return size * self.type.dtype.itemsize
+
+    @property
+    def total(self) -> int:
+        """Bytes of all copies, each aligned."""
+        return aligned(self.nbytes) * self.copies
+
+
+def aligned(count: int) -> int:
+    """`count` rounded up to the alignment of buffers."""
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(eq=False, slots=True)
+class Kernel:
+    """One loop nest or template: its anchor (a reduction, contraction, ... or None), and what is computed beside it.
+
+    `roots` are the values that it stores; `nodes` all nodes that it computes, producers and epilogue included.
+    """
+
+    kind: str
+    roots: list[Value]
+    nodes: list[Node]
+    reads: list[Value] = field(default_factory=list)
+    anchor: Node | None = None
+    # how the kernel relates to the batch: "map" (one block at a time), "partial" (sums over its block into a slot),
+    # "combine" (adds the slots, then its epilogue), "whole" (sees whole values; cut into tiles of its output)
+    role: str = "whole"
+    tasks: int = 1
+    operations: int = 0
+    traffic: int = 0  # bytes read and written, each buffer once
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def where(self) -> tuple[Span, ...]:
+        return tuple(dict.fromkeys(span for node in self.nodes for span in node.where))
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.anchor is None or self.anchor.op.name == self.kind else f"{self.kind} {self.anchor.op.name}"
+
+
+@dataclass(eq=False, slots=True)
+class Phase:
+    """Tasks between two barriers. In a batch phase each task walks its shard block by block through all kernels;
+    else each kernel has its own tasks, cut from its output."""
+
+    kernels: list[Kernel]
+    batch: bool = False
+    tasks: int = 1
+    block: int = 0  # samples per block (batch phases)
+    extent: int = 0  # samples (batch phases)
+
+
+@dataclass(eq=False, slots=True)
+class Plan:
+    """Everything about a program but its text."""
+
+    graph: Graph
+    target: Target
+    phases: list[Phase]
+    buffers: dict[int, list[Buffer]]  # id(value) -> its buffers: at most one per layout and scope
+    inputs: list[Buffer]
+    outputs: list[Buffer]
+    state: list[Buffer]
+    constants: list[Buffer]
+    arena_bytes: int = 0
+    thread_bytes: int = 0
+    alias: dict[int, Value] = field(default_factory=dict)  # id(value) -> the value whose bytes it has in another shape
+    batch_axis: dict[int, int] = field(default_factory=dict)  # id(value) -> axis that counts samples
+
+    @property
+    def workspaces(self) -> list[Buffer]:
+        return [k.detail["workspace"] for k in self.kernels if "workspace" in k.detail]
+
+    @property
+    def all_buffers(self) -> list[Buffer]:
+        seen: dict[int, Buffer] = {}
+        for group in (self.inputs, self.state, self.outputs, *self.buffers.values(), self.workspaces):
+            for buffer in group:
+                seen[id(buffer)] = buffer
+        return list(seen.values())
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        return [kernel for phase in self.phases for kernel in phase.kernels]
+
+    @property
+    def operations(self) -> int:
+        """Arithmetic operations of one call, counted densely."""
+        return sum(kernel.operations for kernel in self.kernels)
+
+    def bytes_of(self, scope: Scope) -> int:
+        return sum(buffer.total for buffer in self.all_buffers if buffer.scope is scope)
+
+    def memory(self, threads: int = 1) -> dict[str, int]:
+        """Exact bytes by role for that many threads."""
+        return {
+            "inputs": sum(b.nbytes for b in self.inputs),
+            "outputs": sum(b.nbytes for b in self.outputs),
+            "state": sum(b.nbytes for b in self.state),
+            "constants": sum(b.nbytes for b in self.constants),
+            "arena": self.arena_bytes,
+            "scratch": self.thread_bytes * threads,
+        }
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, threads: int = 1) -> str:
+        """Totals, then phases with their kernels, then buffers by size."""
+        memory = self.memory(threads)
+        lines = [
+            f"plan of {self.graph.name}: {self.operations:,} operations, "
+            f"{sum(memory.values()):,} bytes ("
+            + ", ".join(f"{name} {count:,}" for name, count in memory.items())
+            + f") with {threads} thread{'s' if threads > 1 else ''}"
+        ]
+        for number, phase in enumerate(self.phases):
+            how = f"{phase.tasks} tasks"
+            if phase.batch:
+                how += f" over {phase.extent} samples, blocks of {phase.block}"
+            lines.append(f"phase {number}: {how}")
+            for kernel in phase.kernels:
+                shapes = ", ".join(str(root.type) for root in kernel.roots)
+                spans = ", ".join(map(str, kernel.where[:3]))
+                lines.append(
+                    f"  {kernel.name:<34} {kernel.role:<8} -> {shapes:<32} {kernel.operations:>14,} ops "
+                    f"{kernel.traffic:>12,} B  # {spans}"
+                )
+        lines.append("buffers:")
+        for buffer in sorted(self.all_buffers, key=lambda b: -b.total):
+            layout = f" lanes on axis {buffer.lane_axis}" if buffer.lane_axis is not None else ""
+            lines.append(
+                f"  {buffer.scope.value:<8} {buffer.total:>12,} B  {buffer.type!s:<24}{layout} {buffer.name}"
+                + (f"  [{buffer.module}]" if buffer.module else "")
+                + (f"  # {buffer.where[0]}" if buffer.where else "")
+            )
+        return "\n".join(lines)
+
+    def json(self, threads: int = 1) -> str:
+        """The same facts as JSON, for tools."""
+        return json.dumps(
+            {
+                "graph": self.graph.name,
+                "operations": self.operations,
+                "memory": self.memory(threads),
+                "phases": [
+                    {
+                        "tasks": phase.tasks,
+                        "batch": phase.batch,
+                        "block": phase.block,
+                        "kernels": [
+                            {
+                                "name": kernel.name,
+                                "role": kernel.role,
+                                "operations": kernel.operations,
+                                "bytes": kernel.traffic,
+                                "where": [f"{span.file}:{span.line}" for span in kernel.where],
+                            }
+                            for kernel in phase.kernels
+                        ],
+                    }
+                    for phase in self.phases
+                ],
+                "buffers": [
+                    {
+                        "name": b.name,
+                        "type": str(b.type),
+                        "scope": b.scope.value,
+                        "bytes": b.total,
+                        "offset": b.offset,
+                        "first": b.first,
+                        "last": b.last,
+                        "op": b.op,
+                        "module": b.module,
+                        "where": [f"{span.file}:{span.line}" for span in b.where],
+                    }
+                    for b in self.all_buffers
+                ],
+            },
+            indent=1,
+        )
+
+
+def check(plan: Plan) -> None:
+    """Prove that no two buffers that live at the same time share bytes, and that all lie inside their arena.
+
+    Independent of the planner: it looks at offsets, sizes and lifetimes only. Raises `GraphError`.
+    """
+    _check_arena((b for b in plan.all_buffers if b.scope in (Scope.PROGRAM, Scope.SLOT)), plan.arena_bytes, "arena")
+    for number in range(len(plan.phases)):
+        blocks = (b for b in plan.all_buffers if b.scope is Scope.THREAD and b.phase == number)
+        _check_arena(blocks, plan.thread_bytes, f"scratch of phase {number}")
+    for phase_number, phase in enumerate(plan.phases):
+        for kernel_number, kernel in enumerate(phase.kernels):
+            for value in kernel.reads:
+                written = [b.first for b in plan.buffers.get(id(value), []) if b.scope in (Scope.PROGRAM, Scope.THREAD)]
+                if written and min(written) > (phase_number, kernel_number):
+                    raise GraphError(f"kernel {kernel.name} of phase {phase_number} reads {value} before it is written")
+
+
+def _check_arena(buffers: Iterable[Buffer], size: int, what: str) -> None:
+    listed = sorted(buffers, key=lambda b: b.offset)
+    for index, buffer in enumerate(listed):
+        if buffer.offset % ALIGNMENT or buffer.offset + buffer.total > size:
+            raise GraphError(f"{what}: {buffer.name} at {buffer.offset} with {buffer.total} bytes lies outside {size}")
+        for other in listed[index + 1 :]:
+            if other.offset >= buffer.offset + buffer.total:
+                break
+            if buffer.first <= other.last and other.first <= buffer.last:
+                raise GraphError(f"{what}: {buffer.name} and {other.name} overlap and live at the same time")

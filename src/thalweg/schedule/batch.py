@@ -1,0 +1,108 @@
+"""The batch: which axis of which value counts samples, and whether to walk the graph depth-first over it.
+
+Axes of all values are joined into classes by the ops' axis rules; the batch is the class over which most operations run
+and which no parameter has. Batch kernels work on blocks of 16 samples, one per vector lane, so whether that pays
+is decided here from shapes alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thalweg.graph import Graph, Node, Value
+from thalweg.ops.axes import AxisClasses
+from thalweg.plan import LANES, Target
+
+MOST_PADDING = 2.0  # lanes computed per sample used, at most: a batch of 8 and more
+LIVE_LIMIT = 4  # activations of one block of 16 samples may take this many times a core's cache
+
+
+@dataclass
+class Batch:
+    """`axis[id(value)]` is the batch axis of a value; `mixed` holds nodes that cannot be cut along it."""
+
+    extent: int
+    axis: dict[int, int]
+    mixed: set[int]
+    reduces: set[int]  # ids of nodes that sum the batch away
+
+    def of(self, value: Value) -> int | None:
+        return self.axis.get(id(value))
+
+
+def find_batch(graph: Graph, target: Target) -> Batch | None:
+    """The batch class, or None where there is none that pays."""
+    classes = AxisClasses(graph)
+    weights: dict[tuple[int, int], int] = {}
+    for node in graph.nodes:
+        operations = node.op.operations([v.type for v in node.inputs], [v.type for v in node.outputs]) + 1
+        roots = {classes.find((id(v), axis)) for v in (*node.inputs, *node.outputs) for axis in range(v.ndim)}
+        for root in roots:
+            weights[root] = weights.get(root, 0) + operations
+    state = {classes.find((id(e.before), axis)) for e in graph.state for axis in range(e.before.ndim)}
+    candidates = [
+        (weights.get(root, 0), value.shape[axis], root)
+        for value in graph.inputs
+        for axis in range(value.ndim)
+        for root in [classes.find((id(value), axis))]
+        if root not in state
+    ]
+    if not candidates:
+        return None
+    _, extent, chosen = max(candidates, key=lambda c: (c[0], c[1]))
+    batch = _describe(graph, classes, chosen, extent)
+    return batch if batch is not None and _pays(batch, graph, target) else None
+
+
+def _describe(graph: Graph, classes: AxisClasses, chosen: tuple[int, int], extent: int) -> Batch | None:
+    values = [*graph.sources, *(v for node in graph.nodes for v in node.outputs)]
+    axis: dict[int, int] = {}
+    for value in values:
+        found = [a for a in range(value.ndim) if classes.find((id(value), a)) == chosen]
+        if len(found) > 1:
+            return None  # a value with the batch twice (x @ x.T): no block of it is independent
+        if found:
+            axis[id(value)] = found[0]
+            if value.shape[found[0]] != extent:
+                return None
+    mixed: set[int] = set()
+    reduces: set[int] = set()
+    for node in graph.nodes:
+        if not _consistent(node, axis):
+            mixed.add(id(node))
+        elif any(id(v) in axis for v in node.inputs) and not any(id(v) in axis for v in node.outputs):
+            reduces.add(id(node))
+    return Batch(extent, axis, mixed, reduces)
+
+
+def _consistent(node: Node, axis: dict[int, int]) -> bool:
+    """Does one group of the axis rule cover the batch axis of all the node's values?"""
+    involved = [v for v in (*node.inputs, *node.outputs) if id(v) in axis]
+    if not involved or not any(v.ndim for v in node.inputs):
+        return True  # a source can be computed at any index
+    if not any(id(v) in axis for v in node.inputs):
+        return all(_covered(node, v, axis) for v in node.outputs if id(v) in axis)
+    for group in node.op.axes(*(v.type for v in node.inputs)):
+        matches = all(axis.get(id(v)) == a for v, a in zip(node.inputs, group.inputs, strict=True)) and all(
+            axis.get(id(v)) == a for v, a in zip(node.outputs, group.outputs, strict=True)
+        )
+        if matches:
+            return not group.reduced or node.op.combine == "sum"
+    return False
+
+
+def _covered(node: Node, value: Value, axis: dict[int, int]) -> bool:
+    position = next(i for i, v in enumerate(node.outputs) if v is value)
+    groups = node.op.axes(*(v.type for v in node.inputs))
+    return any(group.outputs[position] == axis[id(value)] for group in groups)
+
+
+def _pays(batch: Batch, graph: Graph, target: Target) -> bool:
+    padded = -(-batch.extent // LANES) * LANES
+    if batch.extent == 0 or padded > MOST_PADDING * batch.extent:
+        return False
+    largest = max(
+        (v.type.nbytes // batch.extent * LANES for node in graph.nodes for v in node.outputs if id(v) in batch.axis),
+        default=0,
+    )
+    return largest <= LIVE_LIMIT * target.cache_bytes

@@ -1,0 +1,265 @@
+"""Fusion: the legalised graph cut into kernels.
+
+Elementwise and movement nodes are *pulled*: a kernel computes, for each element of its roots, the expression that leads
+back to values in memory. A node's value is stored (it is a root of some kernel) where it is a result, where an op needs
+its operand in memory, or where pulling it would compute it several times. Roots of one shape that feed each other
+share a kernel; a reduction or contraction takes the elementwise nodes behind it as its epilogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from thalweg.graph import Graph, Kind, Node, Value
+from thalweg.ops.sources import Constant
+from thalweg.plan import Kernel, Support
+
+EXPENSIVE = 2  # elementwise nodes that may be computed again by each reader of a value instead of storing it
+
+
+def is_array(node: Node) -> bool:
+    """Is the node a constant that needs memory of its own?"""
+    return isinstance(node.op, Constant) and node.op.value.size != 1
+
+
+class Fusion:
+    """Decides what is stored, then groups roots into kernels."""
+
+    def __init__(self, graph: Graph, support: Support) -> None:
+        self.graph = graph
+        self.support = support
+        self.users = graph.users()
+        self.results = {id(value) for value in graph.results}
+        self.sources = {id(value) for value in graph.sources}
+        self.stored: set[int] = set()  # ids of values that lie in memory
+        self.alias: dict[int, Value] = {}  # id of a reshape's value -> the stored value whose bytes it has
+        self.weight: dict[int, int] = {}  # id(value) -> elementwise nodes computed when it is pulled
+        self._decide()
+
+    def is_pulled(self, node: Node) -> bool:
+        """Is the node computed element by element inside its readers?"""
+        return node.op.name in self.support.pulled and not is_array(node)
+
+    def _decide(self) -> None:
+        for node in self.graph.nodes:
+            if not self.is_pulled(node):
+                self.stored.update(id(value) for value in node.outputs)
+                continue
+            value = node.outputs[0]
+            own = node.op.cost if node.op.kind is Kind.ELEMENTWISE or node.op.cost > 1 else 0
+            weight = own + sum(self.weight.get(id(v), 0) for v in node.inputs if id(v) not in self.stored)
+            self.weight[id(value)] = weight
+            if self._must_store(node, value, weight):
+                base = self._base(node)
+                if base is not None and id(value) not in self.results:
+                    self.alias[id(value)] = base
+                self.stored.add(id(value))
+
+    def _base(self, node: Node) -> Value | None:
+        """The value in memory that a reshape only looks at in another shape."""
+        if node.op.name != "reshape":
+            return None
+        x = self.alias.get(id(node.inputs[0]), node.inputs[0])
+        return x if id(x) in self.stored or id(x) in self.sources or (x.node is not None and is_array(x.node)) else None
+
+    def _must_store(self, node: Node, value: Value, weight: int) -> bool:
+        if id(value) in self.results:
+            return True
+        users = self.users.get(id(value), [])
+        if any(not self.is_pulled(user) and user.op.name not in self.support.looping for user in users):
+            return True
+        if weight == 0:
+            return False
+        if len(users) > 1 and weight >= EXPENSIVE:
+            return True
+        return any(user.op.kind is Kind.MOVEMENT and self._repeats(user, value) for user in users)
+
+    def _repeats(self, user: Node, value: Value) -> bool:
+        """Does pulling `value` through this movement compute its elements more than once?"""
+        return user.op.name == "gather" or user.outputs[0].size > value.size
+
+    # ---- kernels ----------------------------------------------------------------------------------------------------
+
+    def inside(self, roots: Iterable[Value], anchor: Node | None) -> tuple[list[Node], list[Value]]:
+        """Nodes computed to get `roots`, in graph order, and the stored values that they read."""
+        own = {id(v) for v in anchor.outputs} if anchor is not None else set()
+        root_ids = {id(v) for v in roots}
+        nodes: dict[int, Node] = {}
+        reads: dict[int, Value] = {}
+        stack = [v for v in roots]
+        if anchor is not None:
+            nodes[id(anchor)] = anchor
+            stack += [v for v in anchor.inputs]
+        seen: set[int] = set()
+        while stack:
+            value = stack.pop()
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if id(value) in own:
+                continue
+            computed_here = id(value) in root_ids or (id(value) not in self.stored and id(value) not in self.sources)
+            if value.node is None or not computed_here:
+                base = self.alias.get(id(value), value)
+                reads[id(base)] = base
+                continue
+            nodes[id(value.node)] = value.node
+            stack.extend(value.node.inputs)
+        position = {id(node): i for i, node in enumerate(self.graph.nodes)}
+        return sorted(nodes.values(), key=lambda n: position[id(n)]), list(reads.values())
+
+    def kernels(self) -> list[Kernel]:
+        """All kernels in an order in which they can run."""
+        groups: list[_Group] = []
+        owner: dict[int, _Group] = {}
+        for node in self.graph.nodes:
+            if is_array(node):
+                continue
+            if self.is_pulled(node):
+                value = node.outputs[0]
+                if id(value) not in self.stored or id(value) in self.alias:
+                    continue
+                group = _Group([value], None)
+            else:
+                group = _Group(list(node.outputs), node)
+            groups.append(group)
+            for value in group.roots:
+                owner[id(value)] = group
+        for group in groups:
+            self._link(group, owner)
+        for group in list(groups):
+            if group.anchor is None:
+                self._merge_into_producer(group, owner)
+        alive = [group for group in groups if group.merged_into is None]
+        return [self._kernel(group) for group in _ordered(alive)]
+
+    def _link(self, group: _Group, owner: dict[int, _Group]) -> None:
+        _, reads = self.inside(group.roots, group.anchor)
+        for value in reads:
+            producer = owner.get(id(value))
+            if producer is not None and producer is not group:
+                group.producers[id(producer)] = producer
+
+    def _merge_into_producer(self, group: _Group, owner: dict[int, _Group]) -> None:
+        """Join a pure elementwise kernel with the kernel that computes one of its operands at the same indices."""
+        candidates = {
+            id(owner[id(v)].top()): owner[id(v)].top() for v in self._aligned_reads(group) if id(v) in owner
+        }
+        for producer in candidates.values():
+            if producer is group or not self._accepts_epilogue(producer, group):
+                continue
+            others = [p.top() for p in group.producers.values() if p.top() is not producer]
+            if any(_reaches(other, producer) for other in others):
+                continue
+            waits = any(not _reaches(producer, other) for other in others)
+            if waits and self._read_by_others(producer, group):
+                continue  # what else reads the producer would wait for the other operands too
+            producer.roots.extend(group.roots)
+            for other in others:
+                producer.producers[id(other)] = other
+            group.merged_into = producer
+            return
+
+    def _read_by_others(self, producer: _Group, group: _Group) -> bool:
+        inside = {id(n) for g in (producer, group) for n in self.inside(g.roots, g.anchor)[0]}
+        return any(
+            id(v) in self.results or any(id(u) not in inside for u in self.users.get(id(v), [])) for v in producer.roots
+        )
+
+    def _accepts_epilogue(self, producer: _Group, group: _Group) -> bool:
+        if producer.shape != group.shape:
+            return False
+        return producer.anchor is None or producer.anchor.op.name in self.support.epilogue
+
+    def _aligned_reads(self, group: _Group) -> list[Value]:
+        """Stored values that the group reads at the index of the root itself (through elementwise nodes only)."""
+        found: dict[int, Value] = {}
+        stack = list(group.roots)
+        seen: set[int] = set()
+        roots = {id(v) for v in group.roots}
+        while stack:
+            value = stack.pop()
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if id(value) in self.alias:
+                continue
+            if (id(value) in self.stored and id(value) not in roots) or value.node is None:
+                found[id(value)] = value
+            elif value.node.op.kind is Kind.ELEMENTWISE:
+                stack.extend(value.node.inputs)
+        return list(found.values())
+
+    def _kernel(self, group: _Group) -> Kernel:
+        unused = [
+            v for v in group.roots if id(v) not in self.results and not self._read_outside(v, group)
+        ]
+        roots = [v for v in group.roots if all(v is not u for u in unused)]
+        if not roots:  # nothing reads it: an op kept for its check
+            roots = group.roots[:1]
+        nodes, reads = self.inside([*roots, *unused], group.anchor)
+        kind = "loops" if group.anchor is None else group.anchor.op.name
+        operations = sum(
+            node.op.operations([v.type for v in node.inputs], [v.type for v in node.outputs]) for node in nodes
+        )
+        traffic = sum(v.type.nbytes for v in (*reads, *roots))
+        return Kernel(kind, roots, nodes, reads, group.anchor, operations=operations, traffic=traffic)
+
+    def _read_outside(self, value: Value, group: _Group) -> bool:
+        """Is a root read by another kernel (then it needs memory), or only inside its own?"""
+        inside = {id(node) for node in self.inside(group.roots, group.anchor)[0]}
+        return any(
+            id(user) not in inside or id(user.outputs[0]) in self.alias for user in self.users.get(id(value), [])
+        )
+
+
+class _Group:
+    """A kernel in the making."""
+
+    def __init__(self, roots: list[Value], anchor: Node | None) -> None:
+        self.roots = roots
+        self.anchor = anchor
+        self.producers: dict[int, _Group] = {}
+        self.merged_into: _Group | None = None
+
+    def top(self) -> _Group:
+        group = self
+        while group.merged_into is not None:
+            group = group.merged_into
+        return group
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.roots[0].shape
+
+
+def _reaches(start: _Group, goal: _Group) -> bool:
+    """Does `start` depend on `goal`?"""
+    stack, seen = [start], set()
+    while stack:
+        group = stack.pop().top()
+        if group is goal:
+            return True
+        if id(group) not in seen:
+            seen.add(id(group))
+            stack.extend(p.top() for p in group.producers.values())
+    return False
+
+
+def _ordered(groups: list[_Group]) -> list[_Group]:
+    """Producers before consumers, otherwise in the order given."""
+    done: set[int] = set()
+    result: list[_Group] = []
+    for start in groups:
+        stack: list[tuple[_Group, bool]] = [(start, False)]
+        while stack:
+            group, ready = stack.pop()
+            if id(group) in done:
+                continue
+            if ready:
+                done.add(id(group))
+                result.append(group)
+                continue
+            stack.append((group, True))
+            stack.extend((p.top(), False) for p in group.producers.values() if id(p.top()) not in done and p.top() is not group)
+    return result

@@ -1,0 +1,441 @@
+"""From kernels to a plan: roles, phases, tasks, buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from thalweg.graph import Graph, Node, State, Value, located
+from thalweg.graph.build import Builder, using
+from thalweg.ops.elementwise import StopGradient
+from thalweg.plan import LANES, MOST_SLOTS, Buffer, Kernel, Phase, Plan, Scope, Target, check
+from thalweg.schedule.batch import Batch, find_batch
+from thalweg.schedule.fuse import Fusion, is_array
+from thalweg.schedule.memory import place
+from thalweg.types import Span, Type, uint8
+
+SLOT_LIMIT = 16 << 10  # bytes of a partial result: a larger one is cut by its output instead of the batch
+BLOCK_BYTES = 3  # a batch block's activations may take cache_bytes / this
+TILE_OPERATIONS = 1 << 17  # a kernel below this is not worth sharing among threads
+MOST_TILES = 64
+
+def schedule(graph: Graph, target: Target) -> Plan:
+    """The plan of a legalised graph. Everything in it follows from shapes and the target."""
+    graph = separate_results(graph)
+    fusion = Fusion(graph, target.support)
+    kernels = fusion.kernels()
+    batch = find_batch(graph, target)
+    kernels = assign_roles(kernels, batch, target)
+    levels = assign_levels(kernels, graph)
+    phases = make_phases(kernels, levels, batch, target)
+    plan = Plan(graph, target, phases, {}, [], [], [], [])
+    plan.alias = fusion.alias
+    plan.batch_axis = batch.axis if batch is not None else {}
+    _Buffers(plan, batch, fusion).build()
+    check(plan)
+    return plan
+
+
+def separate_results(graph: Graph) -> Graph:
+    """Every result computed by a node of its own: copies where a result is an input or stands for two results."""
+    seen = {id(value) for value in graph.sources}
+    copies: list[Node] = []
+
+    def own(value: Value) -> Value:
+        if id(value) not in seen:
+            seen.add(id(value))
+            return value
+        where = value.node.where if value.node is not None else (Span("<input>", 0, "input"),)
+        with using(Builder()) as builder, located(where, value.node.scope if value.node is not None else ""):
+            (copy,) = builder.apply(StopGradient(), [value])
+        copies.extend(builder.nodes)
+        return copy
+
+    outputs = tuple(own(value) for value in graph.outputs)
+    state = tuple(
+        entry if entry.after is None else State(entry.before, own(entry.after), entry.holder)
+        for entry in graph.state
+        if entry.after is None or entry.after is not entry.before
+    )
+    unchanged = tuple(State(e.before, None, e.holder) for e in graph.state if e.after is not None and e.after is e.before)
+    if not copies and not unchanged:
+        return graph
+    by_before = {id(entry.before): entry for entry in (*state, *unchanged)}
+    ordered = tuple(by_before[id(entry.before)] for entry in graph.state)
+    return Graph(graph.inputs, (*graph.nodes, *copies), outputs, ordered, graph.name, graph.input_names)
+
+
+# ---- roles ----------------------------------------------------------------------------------------------------------
+
+
+def assign_roles(kernels: list[Kernel], batch: Batch | None, target: Target) -> list[Kernel]:
+    """Give each kernel its role; sums over the batch become a partial and a combining kernel."""
+    if batch is None:
+        return kernels
+    result: list[Kernel] = []
+    for kernel in kernels:
+        kernel.role = _role(kernel, batch, target)
+        if kernel.role != "partial":
+            result.append(kernel)
+            continue
+        assert kernel.anchor is not None
+        value = kernel.anchor.outputs[0]
+        if value.type.nbytes > SLOT_LIMIT:
+            kernel.role = "whole"
+            result.append(kernel)
+            continue
+        result.extend(_split(kernel, value, batch))
+    return result
+
+
+def _role(kernel: Kernel, batch: Batch, target: Target) -> str:
+    if any(id(node) in batch.mixed for node in kernel.nodes):
+        return "whole"
+    if kernel.anchor is not None and kernel.anchor.op.name not in target.support.lanes:
+        return "whole"
+    rooted = [batch.of(root) is not None for root in kernel.roots]
+    reducing = [node for node in kernel.nodes if id(node) in batch.reduces]
+    if all(rooted) and not reducing:
+        return "map"
+    if not any(rooted) and len(reducing) == 1 and reducing[0] is kernel.anchor:
+        return "partial"
+    return "whole"
+
+
+def _split(kernel: Kernel, value: Value, batch: Batch) -> list[Kernel]:
+    """The two halves of a kernel that sums over the batch."""
+    assert kernel.anchor is not None
+    before = _producers(kernel)
+    behind = [node for node in kernel.nodes if id(node) not in before]
+    inputs = {id(v): v for node in kernel.nodes if id(node) in before for v in node.inputs}
+    reads = [v for v in kernel.reads if id(v) in inputs]
+    operations = sum(
+        n.op.operations([v.type for v in n.inputs], [v.type for v in n.outputs]) for n in kernel.nodes if id(n) in before
+    )
+    partial = Kernel(
+        kernel.kind,
+        [value],
+        [n for n in kernel.nodes if id(n) in before],
+        reads,
+        kernel.anchor,
+        "partial",
+        operations=operations,
+        traffic=sum(v.type.nbytes for v in (*reads, value)),
+    )
+    late = {id(v): v for node in behind for v in node.inputs}
+    reads = [value, *(v for v in kernel.reads if id(v) in late and v is not value)]
+    combine = Kernel(
+        "combine",
+        kernel.roots,
+        behind,
+        reads,
+        None,
+        "combine",
+        operations=kernel.operations - operations,
+        traffic=sum(v.type.nbytes for v in (*reads, *kernel.roots)),
+        detail={"value": value, "span": kernel.anchor},
+    )
+    return [partial, combine]
+
+
+def _producers(kernel: Kernel) -> set[int]:
+    """Ids of the anchor and of the nodes in the kernel that compute its operands."""
+    assert kernel.anchor is not None
+    inside = {id(node) for node in kernel.nodes}
+    found = {id(kernel.anchor)}
+    stack = list(kernel.anchor.inputs)
+    reads = {id(v) for v in kernel.reads}
+    while stack:
+        value = stack.pop()
+        if value.node is None or id(value) in reads or id(value.node) not in inside or id(value.node) in found:
+            continue
+        found.add(id(value.node))
+        stack.extend(value.node.inputs)
+    return found
+
+
+# ---- levels and phases ----------------------------------------------------------------------------------------------
+
+
+def can_fail(kernel: Kernel) -> bool:
+    """May the kernel meet an index out of range?"""
+    return any(node.op.checked for node in kernel.nodes)
+
+
+def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
+    """For `id(kernel)` the number of barriers before it. Updates of state come after every read of the old value, and
+    after every kernel that can fail; a new value that is needed before that goes to memory of its own first."""
+    owner: dict[int, Kernel] = {}
+    for kernel in kernels:
+        for root in kernel.roots:
+            if not (kernel.role == "partial"):
+                owner[id(root)] = kernel
+    partials = {id(k.roots[0]): k for k in kernels if k.role == "partial"}
+    writer = {id(e.after): e for e in graph.state if e.after is not None}
+    producers: dict[int, list[Kernel]] = {}
+    for kernel in kernels:
+        found = [owner[id(v)] for v in kernel.reads if id(v) in owner and owner[id(v)] is not kernel]
+        if kernel.role == "combine":
+            value = kernel.detail["value"]
+            found = [k for k in found if k is not kernel]
+            found.append(partials[id(value)])
+        producers[id(kernel)] = found
+    after: dict[int, list[Kernel]] = {id(k): [] for k in kernels}  # anti-dependences
+    for kernel in kernels:
+        entries = [writer[id(root)] for root in kernel.roots if id(root) in writer]
+        if not entries:
+            continue
+        befores = {id(e.before) for e in entries}
+        earlier = [
+            k
+            for k in kernels
+            if k is not kernel and (any(id(v) in befores for v in k.reads) or can_fail(k))
+        ]
+        if any(_depends(k, kernel, producers) for k in earlier) or not _aligned(kernel, befores):
+            kernel.detail["copy"] = [id(e.after) for e in entries]
+        else:
+            after[id(kernel)] = [k for k in earlier]
+    levels: dict[int, int] = {}
+    for _ in range(len(kernels) + 1):
+        changed = False
+        for kernel in kernels:
+            level = 0
+            for producer in producers[id(kernel)]:
+                same = producer.role == "map" and kernel.role in ("map", "partial")
+                level = max(level, levels.get(id(producer), 0) + (not same))
+            for other in after[id(kernel)]:
+                level = max(level, levels.get(id(other), 0) + 1)
+            if levels.get(id(kernel)) != level:
+                levels[id(kernel)] = level
+                changed = True
+        if not changed:
+            return _sink(kernels, levels, producers, after)
+    raise AssertionError("the kernels depend on each other in a circle")
+
+
+def _sink(
+    kernels: list[Kernel], levels: dict[int, int], producers: dict[int, list[Kernel]], after: dict[int, list[Kernel]]
+) -> dict[int, int]:
+    """Every kernel as late as its readers allow. What the batch reads then meets its readers in one phase: a forward pass
+    that waits for nothing joins the backward pass that waits for, say, the number of labels that count."""
+    top = max(levels.values(), default=0)
+    bound = {id(kernel): top for kernel in kernels}
+    position = {id(kernel): number for number, kernel in enumerate(kernels)}
+    for kernel in sorted(kernels, key=lambda k: (-levels[id(k)], -position[id(k)])):
+        own = bound[id(kernel)]
+        for producer in producers[id(kernel)]:
+            same = producer.role == "map" and kernel.role in ("map", "partial")
+            bound[id(producer)] = min(bound[id(producer)], own - (not same))
+        for other in after[id(kernel)]:
+            bound[id(other)] = min(bound[id(other)], own - 1)
+    return bound
+
+
+def _depends(kernel: Kernel, goal: Kernel, producers: dict[int, list[Kernel]]) -> bool:
+    stack, seen = [kernel], set()
+    while stack:
+        found = stack.pop()
+        if found is goal:
+            return True
+        if id(found) not in seen:
+            seen.add(id(found))
+            stack.extend(producers[id(found)])
+    return False
+
+
+def _aligned(kernel: Kernel, values: set[int]) -> bool:
+    """Does the kernel read these values only at the index that it writes (so that it may write in place)?"""
+    from thalweg.graph import Kind
+
+    for node in kernel.nodes:
+        if any(id(v) in values for v in node.inputs) and (
+            node.op.kind is not Kind.ELEMENTWISE or (kernel.anchor is not None and id(node) in _producers(kernel))
+        ):
+            return False
+    movement = [n for n in kernel.nodes if n.op.kind is Kind.MOVEMENT and n.inputs]
+    reached: set[int] = set(values)
+    for node in kernel.nodes:
+        if any(id(v) in reached for v in node.inputs):
+            if any(node is m for m in movement):
+                return False
+            reached.update(id(v) for v in node.outputs)
+    return True
+
+
+def make_phases(kernels: list[Kernel], levels: dict[int, int], batch: Batch | None, target: Target) -> list[Phase]:
+    """Kernels of one level: those of the batch in one phase, the others in another."""
+    phases: list[Phase] = []
+    for level in range(max(levels.values(), default=-1) + 1):
+        members = [k for k in kernels if levels[id(k)] == level]  # some levels are empty after sinking
+        blocked = [k for k in members if k.role in ("map", "partial")]
+        if blocked:
+            assert batch is not None
+            blocks = -(-batch.extent // LANES)
+            per_block = _block_vectors(blocked, batch, target, blocks)
+            tasks = min(MOST_SLOTS, -(-blocks // per_block))
+            phases.append(Phase(blocked, True, tasks, per_block * LANES, batch.extent))
+        tiled = [k for k in members if k.role not in ("map", "partial")]
+        if tiled:
+            for kernel in tiled:
+                kernel.tasks = tile_count(kernel)
+            phases.append(Phase(tiled, False, sum(k.tasks for k in tiled)))
+    return phases
+
+
+def _block_vectors(kernels: list[Kernel], batch: Batch, target: Target, blocks: int) -> int:
+    """Vectors of 16 samples per block: two where their activations fit beside each other in the cache (weights are
+    then loaded half as often) and every shard still gets one."""
+    values = {id(v): v for k in kernels for v in (*k.roots, *k.reads) if batch.of(v) is not None}
+    block_bytes = sum(v.type.nbytes // max(batch.extent, 1) * LANES for v in values.values())
+    return 2 if blocks >= 2 * MOST_SLOTS and 2 * block_bytes <= 2 * target.cache_bytes else 1
+
+
+def tile_count(kernel: Kernel) -> int:
+    """Tasks of a kernel that is cut by its output: enough for any number of threads, none too small to share."""
+    cost = max(kernel.operations, kernel.traffic * 2)
+    return max(1, min(MOST_TILES, cost // TILE_OPERATIONS))
+
+
+# ---- buffers --------------------------------------------------------------------------------------------------------
+
+
+class _Buffers:
+    """Decides scope and layout of every stored value, inserts packing kernels, and places the arenas."""
+
+    def __init__(self, plan: Plan, batch: Batch | None, fusion: Fusion) -> None:
+        self.plan = plan
+        self.batch = batch
+        self.fusion = fusion
+        self.rows: dict[int, Buffer] = {}  # row-major buffer of a value, visible to all phases
+
+    def build(self) -> None:
+        graph = self.plan.graph
+        for position, value in enumerate(graph.inputs):
+            name = graph.input_names[position] if position < len(graph.input_names) else f"input {position}"
+            self.plan.inputs.append(self._row(value, name, Scope.INPUT, position))
+        for position, entry in enumerate(graph.state):
+            self.plan.state.append(self._row(entry.before, entry.holder.name, Scope.STATE, position))
+        for position, value in enumerate(graph.outputs):
+            self.plan.outputs.append(self._row(value, f"output {position}", Scope.OUTPUT, position))
+        for node in graph.nodes:
+            if is_array(node):
+                position = len(self.plan.constants)
+                self.plan.constants.append(self._row(node.outputs[0], "constant", Scope.CONSTANT, position))
+        self._state_results()
+        for number, phase in enumerate(self.plan.phases):
+            self._phase(number, phase)
+            self._workspaces(number, phase)
+        self._lifetimes()
+        program = [b for b in self.plan.all_buffers if b.scope in (Scope.PROGRAM, Scope.SLOT)]
+        self.plan.arena_bytes = place(program)
+        for number in range(len(self.plan.phases)):
+            scratch = [b for b in self.plan.all_buffers if b.scope is Scope.THREAD and b.phase == number]
+            self.plan.thread_bytes = max(self.plan.thread_bytes, place(scratch))
+
+    def _describe(self, buffer: Buffer, value: Value) -> Buffer:
+        if value.node is not None:
+            buffer.where, buffer.module, buffer.op = value.node.where, value.node.scope, value.node.op.name
+        self.plan.buffers.setdefault(id(value), []).append(buffer)
+        return buffer
+
+    def _row(self, value: Value, name: str, scope: Scope, offset: int = 0) -> Buffer:
+        axis = self.batch.of(value) if self.batch is not None else None
+        stride = 0 if axis is None else math.prod(value.shape[axis + 1 :])
+        buffer = Buffer(name, value.type, scope, offset=offset, sample_stride=stride)
+        self.rows[id(value)] = buffer
+        return self._describe(buffer, value)
+
+    def _state_results(self) -> None:
+        """New values go straight into the holder's storage, or through the arena where that is not allowed."""
+        copied = {v for k in self.plan.kernels for v in k.detail.get("copy", ())}
+        late: list[Kernel] = []
+        for position, entry in enumerate(self.plan.graph.state):
+            if entry.after is None:
+                continue
+            if id(entry.after) in copied:
+                late.append(
+                    Kernel("copy", [entry.after], [], [entry.after], detail={"state": self.plan.state[position]},
+                           traffic=2 * entry.after.type.nbytes)
+                )
+            else:
+                self.rows[id(entry.after)] = self.plan.state[position]
+                self.plan.buffers.setdefault(id(entry.after), []).append(self.plan.state[position])
+        if late:
+            self.plan.phases.append(Phase(late, False, len(late)))
+
+    def _phase(self, number: int, phase: Phase) -> None:
+        produced = {id(root): kernel for kernel in phase.kernels for root in kernel.roots}
+        if not phase.batch:
+            for kernel in phase.kernels:
+                for root in kernel.roots:
+                    if id(root) not in self.rows:
+                        self._row(root, root.node.op.name if root.node else "value", Scope.PROGRAM)
+            return
+        assert self.batch is not None
+        kernels: list[Kernel] = []
+        lanes: dict[int, Buffer] = {}
+        for kernel in phase.kernels:
+            for value in kernel.reads:
+                axis = self.batch.of(value)
+                if axis is not None and id(value) not in lanes and id(value) not in produced and value.ndim > 1:
+                    lanes[id(value)] = self._lane(value, axis, number, "pack")
+                    kernels.append(Kernel("pack", [value], [], [value], role="map", traffic=2 * value.type.nbytes))
+            kernels.append(kernel)
+            for root in kernel.roots:
+                if kernel.role == "partial":
+                    slot = Buffer("slots", root.type, Scope.SLOT, copies=phase.tasks)
+                    self._describe(slot, root)
+                    continue
+                axis = self.batch.of(root)
+                assert axis is not None
+                outside = id(root) in self.fusion.results or self._read_later(root, number)
+                if root.ndim > 1 or not outside:
+                    lanes[id(root)] = self._lane(root, axis, number)
+                if outside:
+                    if id(root) not in self.rows:
+                        self._row(root, root.node.op.name if root.node else "value", Scope.PROGRAM)
+                    if root.ndim > 1:
+                        kernels.append(
+                            Kernel("unpack", [root], [], [root], role="map", traffic=2 * root.type.nbytes)
+                        )
+        phase.kernels = kernels
+
+    def _lane(self, value: Value, axis: int, number: int, what: str = "") -> Buffer:
+        name = (value.node.op.name if value.node is not None else "input") + (f" ({what})" if what else "")
+        shape = tuple(self.plan.phases[number].block if a == axis else e for a, e in enumerate(value.shape))
+        block = Type(value.dtype, shape)
+        return self._describe(Buffer(name, block, Scope.THREAD, lane_axis=axis, phase=number), value)
+
+    def _read_later(self, value: Value, number: int) -> bool:
+        return any(
+            any(v is value for v in kernel.reads)
+            for other, phase in enumerate(self.plan.phases)
+            if other != number
+            for kernel in phase.kernels
+        )
+
+    def _lifetimes(self) -> None:
+        """First write and last read of every planned buffer, in (phase, kernel); a buffer that several tasks share lives
+        through whole phases, because the tasks of a phase run in any order."""
+        for number, phase in enumerate(self.plan.phases):
+            for index, kernel in enumerate(phase.kernels):
+                for value in (*kernel.roots, *kernel.reads):
+                    for buffer in self._planned(value, number):
+                        private = buffer.scope is Scope.THREAD
+                        if buffer.first[0] < 0:
+                            buffer.first = (number, index if private else 0)
+                        buffer.last = (number, index if private else 1 << 30)
+
+    def _workspaces(self, number: int, phase: Phase) -> None:
+        """Scratch that kernels need beside their operands, private to a thread while the kernel runs."""
+        for index, kernel in enumerate(phase.kernels):
+            nbytes = self.plan.target.support.workspace(kernel, phase.block)
+            if nbytes:
+                scratch = Buffer(f"{kernel.name} workspace", Type(uint8, (nbytes,)), Scope.THREAD, phase=number)
+                scratch.first = scratch.last = (number, index)
+                kernel.detail["workspace"] = scratch
+
+    def _planned(self, value: Value, number: int) -> Iterable[Buffer]:
+        for buffer in self.plan.buffers.get(id(value), ()):
+            if buffer.scope in (Scope.PROGRAM, Scope.SLOT) or (buffer.scope is Scope.THREAD and buffer.phase == number):
+                yield buffer
