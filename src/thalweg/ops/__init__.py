@@ -93,6 +93,7 @@ from thalweg.ops.movement import (
     unstack,
 )
 from thalweg.ops.reduction import all, any, argmax, argmin, max, mean, min, prod, std, sum, var
+from thalweg.ops.sources import arange, eye, full, full_like, linspace, ones, ones_like, zeros, zeros_like
 
 __all__ = [
     "abs",
@@ -100,6 +101,7 @@ __all__ = [
     "add",
     "all",
     "any",
+    "arange",
     "argmax",
     "argmin",
     "asin",
@@ -130,10 +132,13 @@ __all__ = [
     "exp",
     "expand_dims",
     "expm1",
+    "eye",
     "flatten",
     "flip",
     "floor",
     "floor_divide",
+    "full",
+    "full_like",
     "gather",
     "greater",
     "greater_equal",
@@ -144,6 +149,7 @@ __all__ = [
     "isnan",
     "less",
     "less_equal",
+    "linspace",
     "log",
     "log1p",
     "log_softmax",
@@ -162,6 +168,8 @@ __all__ = [
     "multiply",
     "negative",
     "not_equal",
+    "ones",
+    "ones_like",
     "pad",
     "pow",
     "prod",
@@ -201,6 +209,8 @@ __all__ = [
     "unstack",
     "var",
     "where",
+    "zeros",
+    "zeros_like",
 ]
 
 for _name in __all__:

@@ -20,13 +20,13 @@ import numpy as np
 
 from thalweg import types
 from thalweg.config import settings
-from thalweg.errors import ArgumentError, DTypeError
+from thalweg.errors import ArgumentError
 from thalweg.graph import Graph, Value
 from thalweg.tensor import eager, nest
 from thalweg.tensor.guards import Guards, Traceable
 from thalweg.tensor.state import ForkSafeLock, Holder, acquire, epoch, join_locks
 from thalweg.tensor.tensor import Tensor, wrap
-from thalweg.tensor.trace import Trace, current_trace, leaked, tracing
+from thalweg.tensor.trace import Trace, leaked, tracing
 from thalweg.types import DType, Type
 
 Array = np.ndarray[Any, Any]
@@ -77,14 +77,16 @@ class _Key:
             value = item._value
             found = value.type
             self.parts += (found.dtype, found.shape)
-            self._add_array(value.data, found.dtype)
+            array = value.data
+            if not array.flags.c_contiguous:
+                array = value.data = np.asarray(array, order="C")  # the same values: once is enough
+            self.arrays.append(array)
             if value.node is not None:
                 self.history = True
         elif kind is np.ndarray or isinstance(item, (np.ndarray, np.generic)):
-            array = np.asarray(item)
-            dtype = types.dtype(array.dtype)
-            self.parts += (dtype, array.shape)
-            self._add_array(array, dtype)
+            dtype = types.dtype(item.dtype)
+            self.parts += (dtype, item.shape)
+            self.arrays.append(np.asarray(item, dtype.numpy, order="C"))
         elif kind is float:
             self.parts += (float, struct.pack("<d", item))
         elif kind in (int, bool, str, bytes) or item is None or isinstance(item, (DType, complex)):
@@ -98,11 +100,6 @@ class _Key:
         else:
             self.parts += (object, id(item))
             self.objects.append(item)
-
-    def _add_array(self, array: Array, dtype: DType) -> None:
-        if not array.flags.c_contiguous or not array.dtype.isnative:
-            array = np.asarray(array, dtype.numpy, order="C")
-        self.arrays.append(array)
 
 
 def _reference(item: Any, forget: Callable[[Any], None]) -> Callable[[], Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -109,6 +108,12 @@ def gradient(loss: Any, wrt: Any, *, allow_unused: bool = False) -> Any:
 
 
 def gradients_where_used(loss: Any, parameters: Sequence[Parameter]) -> list[Tensor | None]:
+    """The gradient for each parameter, None for those that the loss does not depend on (for optimisers)."""
+    _check_loss(loss)
+    return _found_gradients([loss], None, [_check_target(p, f"[{i}]") for i, p in enumerate(parameters)])
+
+
+def gradients_where_used(loss: Any, parameters: Sequence[Parameter]) -> list[Tensor | None]:
     """The gradient of a scalar loss for each parameter, None where the loss does not depend on it (for optimisers)."""
     _check_loss(loss)
     names = [_name(parameter, f"[{position}]") for position, parameter in enumerate(parameters)]
@@ -183,38 +188,38 @@ def _gradients(
     cotangents: Sequence[Tensor] | None,
     targets: Sequence[Tensor],
     names: Sequence[str],
-    allow_unused: bool | None,
-) -> list[Any]:
-    """For each target, the sum over outputs of cotangent (None: 1) times derivative.
+    allow_unused: bool,
+) -> list[Tensor]:
+    """`_found_gradients`, with zeros (where `allow_unused`) or an error for those that do not exist."""
+    results = []
+    for target, name, found in zip(targets, names, _found_gradients(outputs, cotangents, targets), strict=True):
+        if found is None and not allow_unused:
+            raise _unused(name, target, outputs)
+        results.append(function("zeros_like")(target) if found is None else found)
+    return results
 
-    Where the outputs do not depend on a target: an error, zeros (`allow_unused` True) or None (`allow_unused` None).
-    """
+
+def _found_gradients(
+    outputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None, targets: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """For each target the sum over outputs of cotangent (None: 1) times derivative; None where there is no path."""
     trace = current_trace()
     values = [output._read() for output in outputs]
     nodes = _checked_history(values, trace)
     candidates = [_places_of(target, nodes, trace) for target in targets]
-    flat = [value for places in candidates for value in places]
     builder: Builder = eager.EAGER if trace is None else trace.builder
-    boundary = () if trace is None else trace.unrecorded
     with using(builder):
         seeds = (
             [full(value.shape, 1, value.dtype) for value in values]
             if cotangents is None
             else [cotangent._read() for cotangent in cotangents]
         )
-        found = iter(autodiff.vjp(values, seeds, flat, boundary))
+        flat = [value for places in candidates for value in places]
+        found = iter(autodiff.vjp(values, seeds, flat, () if trace is None else trace.unrecorded))
         results: list[Value | None] = []
-        for target, places, name in zip(targets, candidates, names, strict=True):
+        for places in candidates:
             parts = [part for part in [next(found) for _ in places] if part is not None]
-            if not parts and allow_unused is None:
-                results.append(None)
-                continue
-            if not parts and not allow_unused:
-                raise _unused(name, target, values[0], trace)
-            total = parts[0] if parts else full(target.shape, 0, target.dtype)
-            for part in parts[1:]:
-                total = function("add")(total, part)
-            results.append(total)
+            results.append(functools.reduce(function("add"), parts) if parts else None)
     if trace is not None and not eager.mode.recording:
         trace.unrecorded.extend(value for value in results if value is not None)
     return [None if value is None else wrap(value, trace) for value in results]
@@ -258,14 +263,15 @@ def _places_of(target: Tensor, nodes: Sequence[Any], trace: Trace | None) -> lis
     return [target._read()]
 
 
-def _unused(name: str, target: Tensor, loss: Value, trace: Trace | None) -> GradientError:
+def _unused(name: str, target: Tensor, outputs: Sequence[Tensor]) -> GradientError:
+    trace = current_trace()
     reasons = "detach(), stop_gradient, no_grad, numpy() and comparisons end the path from a tensor to the loss"
     if trace is None and not isinstance(target, Holder) and target._value.node is None:
         reasons = (
             "this tensor has no history: eagerly, only what depends on a trainable Parameter or on an argument of "
             "tw.grad is recorded. Write loss, gradient = tw.value_and_grad(f)(x), or x = tw.Parameter(x)"
         )
-    elif trace is None and loss.node is None:
+    elif trace is None and all(output._read().node is None for output in outputs):
         reasons = (
             "the loss has no history at all: it depends on no trainable Parameter, was computed inside no_grad, or by a "
             "compiled function (compile the whole step, gradient and update included)"

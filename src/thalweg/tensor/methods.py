@@ -6,7 +6,6 @@ any other code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from thalweg import types

@@ -199,7 +199,7 @@ class Holder(Tensor):
 
     def adopt(self, array: Array) -> None:
         """`replace` without a copy, for programs: `array` is row-major and nobody else writes to it."""
-        if array.base is not None and isinstance(array.base, np.ndarray) or not array.flags.c_contiguous:
+        if (array.base is not None and isinstance(array.base, np.ndarray)) or not array.flags.c_contiguous:
             raise ArgumentError("adopt takes a row-major array that is not a view of another array")
         self._check(types.type_of(array))
         with self._lock.lock:

@@ -427,3 +427,11 @@ def tensor(data: Any, dtype: Any = None) -> Any:
 
         return constant(as_array(data, dtype))
     return Tensor(data, dtype)
+
+
+def asarray(data: Any, dtype: Any = None) -> Any:
+    """Like `tensor`, but on the memory of a NumPy array where no conversion is needed; nobody may write to it then."""
+    if isinstance(data, Operand) or current() is not None or current_trace() is not None:
+        return tensor(data, dtype)
+    array = as_array(data, dtype)
+    return wrap(Value(types.type_of(array), None, 0, array), None)

@@ -66,7 +66,7 @@ class Trace:
         self.captured: dict[int, tuple[Value, Tensor]] = {}  # id(concrete value) -> (input, tensor)
         self.unrecorded: list[Value] = []  # made inside no_grad: gradients do not look behind them
         self.released: dict[int, Span] = {}  # id(loss value) -> line of the minimize
-        self.streams: dict[int, int] = {}  # id(generator's state) -> random call sites so far
+        self.draws: dict[int, tuple[Any, Tensor, int]] = {}  # id(generator) -> generator, state before, draws so far
         self.epochs = 0  # how often this trace itself has changed an attribute of a module
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
