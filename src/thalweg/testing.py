@@ -101,7 +101,7 @@ def _compare(
 
     def weighted(distance: float) -> tuple[float, float]:
         moved = list(arrays)
-        moved[position] = arrays[position] + distance * direction
+        moved[position] = np.asarray(arrays[position] + distance * direction)
         results = interpret(forward, moved)
         terms = [float(np.sum(results[i] * w)) for i, w in zip(floating, seeds, strict=True)]
         return sum(terms), sum(float(np.sum(np.abs(results[i] * w))) for i, w in zip(floating, seeds, strict=True))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from thalweg import types
-from thalweg.errors import ArgumentError, DTypeError, ShapeError
+from thalweg.errors import ArgumentError, DTypeError, IndexRangeError, ShapeError
 from thalweg.graph import AxisGroup, Kind, Op
 from thalweg.ops.core import apply, cast, operand, primitive, promoted, require
 from thalweg.ops.elementwise import equal, where
@@ -22,6 +22,7 @@ from thalweg.ops.indexing import (
 )
 from thalweg.ops.movement import broadcast_to, flatten, moveaxis, pad, reshape
 from thalweg.ops.reduction import accumulator, summable
+from thalweg.ops.samples import Sample, samples, special, values
 from thalweg.ops.sources import iota
 from thalweg.types import Type, normalize_axis
 
@@ -36,6 +37,7 @@ class Scatter(Op):
     adds to `x` one after the other (in the reference in float64, 16-bit types in float32, rounded once).
     """
 
+    checked = True
     axis: int
     batch: int
     mode: str
@@ -60,7 +62,7 @@ class Scatter(Op):
     ) -> Any:
         sizes, row, flat = batched_positions(self, x, indices)
         if not updates.size:
-            return x.copy()
+            return np.array(x)
         exact = x.dtype if self.mode == "set" else accumulator(x.dtype)
         result = x.astype(exact).reshape(sizes)
         places = result.swapaxes(1, 2)  # a view [batch, axis, outer, inner]
@@ -194,3 +196,65 @@ def cumulative_sum(
         return result
     ends = (0, 1) if reverse else (1, 0)
     return pad(result, [ends if i == position else (0, 0) for i in range(x.ndim)])
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+@samples("scatter")
+def _scatter_samples() -> Iterator[Sample]:
+    for shape, places, axis, batch in (
+        ((5,), np.array([0, -1, 2]), 0, 0),
+        ((5,), np.array([1, 3, 1, -4]), 0, 0),
+        ((5, 2), np.array(3), 0, 0),
+        ((3, 5), np.array([[0, 4], [0, 1]]), 1, 0),
+        ((2, 5, 3), np.array([4, 4, 4]), 1, 0),
+        ((2, 3), np.zeros(0, int), 1, 0),
+        ((2, 5, 3), np.array([[0, 0, 1], [4, -1, 2]]), 1, 1),
+        ((2, 3, 5), np.array([[0, 0], [4, -1]]), 2, 1),
+        ((2, 2, 5), np.array([[[0, 0], [4, -1]], [[1, 2], [3, 3]]]), 2, 2),
+    ):
+        updates = (*shape[:axis], *places.shape[batch:], *shape[axis + 1 :])
+        for mode in ("set", "add", "max", "min"):
+            options = {"axis": axis, "mode": mode, "batch": batch}
+            x, u = values(*shape, distinct=True), values(*updates, distinct=True, low=-1.93, high=2.07)
+            yield Sample(scatter, (x, places, u), options)
+    ties = (np.zeros(3, np.float32), np.array([1, 1, 2]), np.array([2, 2, 0], np.float32))
+    yield Sample(scatter, ties, {"mode": "max"}, gradient=False)
+    for mode, reduction in (("add", "sum"), ("max", "amax"), ("min", "amin")):
+        x, u = values(5, distinct=True), values(4, distinct=True, low=-1.9, high=2.1)
+        function = lambda t, x, i, u, r=reduction: x.scatter_reduce(0, i, u, r)  # noqa: E731
+        yield Sample(scatter, (x, np.array([0, 3, 3, 1]), u), {"mode": mode}, torch=function)
+    yield Sample(scatter, (special(), np.array([3, 3, 1]), values(3)), {"mode": "add"})
+    yield Sample(scatter, (special(), np.arange(12), special()[::-1].copy()), {"mode": "max"})
+    yield Sample(scatter, (values(5, 2), np.array([1, 2]), np.float32(3)), {"mode": "add"})
+    for dtype, mode in (("float16", "add"), ("bfloat16", "add"), ("bfloat16", "max"), ("float64", "add"), ("int8", "add"), ("uint64", "min"), ("bool", "max")):
+        inputs = (values(5, dtype=dtype), np.array([1, 1, 4], np.int16), values(3, dtype=dtype, seed=1))
+        yield Sample(scatter, inputs, {"mode": mode})
+    along = (values(3, 5), np.array([[0, 1], [2, 2], [-1, 0]]), values(3, 2))
+    yield Sample(put_along_axis, along)
+    yield Sample(put_along_axis, (values(5, 3), np.array([[0], [1]]), np.float32(1)), {"axis": 0, "mode": "add"})
+    yield Sample(scatter, (values(3), np.array([3]), values(1)), error=IndexRangeError, message="expected -3 to 2")
+    yield Sample(scatter, (values(3), np.array([0]), values(2)), error=ShapeError, message="broadcast")
+    yield Sample(scatter, (values(3), values(1), values(1)), error=DTypeError, message="integer")
+    yield Sample(scatter, (values(3), np.array([0]), values(1)), {"mode": "mean"}, error=ArgumentError, message="mean")
+    flags = values(3, dtype="bool")
+    yield Sample(scatter, (flags, np.array([0]), flags[:1]), {"mode": "add"}, error=DTypeError, message="max")
+
+
+@samples("cumulative_sum")
+def _cumulative_sum_samples() -> Iterator[Sample]:
+    for shape, axis in (((7,), 0), ((3, 5), 1), ((2, 3, 5), -2), ((3, 0), 1), ((0, 3), 1), ((1, 4), 0)):
+        torch = lambda t, x, a=axis: t.cumsum(x, a)  # noqa: E731
+        yield Sample(cumulative_sum, (values(*shape),), {"axis": axis}, torch=torch)
+    yield Sample(cumulative_sum, (values(3, 5),), {"axis": 0, "reverse": True})
+    yield Sample(cumulative_sum, (values(5),), {"include_initial": True})
+    yield Sample(cumulative_sum, (values(2, 5),), {"axis": 1, "include_initial": True, "reverse": True})
+    yield Sample(lambda x: cumulative_sum(reshape(x, (1,))), (values(),))
+    yield Sample(cumulative_sum, (special(),), torch=lambda t, x: t.cumsum(x, 0))
+    yield Sample(cumulative_sum, (values(3, 5, dtype="int8"),), {"axis": 1}, torch=lambda t, x: t.cumsum(x, 1))
+    yield Sample(cumulative_sum, (values(4, dtype="bool"),), torch=lambda t, x: t.cumsum(x, 0))
+    for dtype in ("float16", "bfloat16", "float64", "uint8"):
+        yield Sample(cumulative_sum, (values(3, 4, dtype=dtype),), {"axis": 0})
+    yield Sample(cumulative_sum, (values(3, 5),), error=ArgumentError, message="needs an axis")
+    yield Sample(cumulative_sum, (values(3, 5),), {"axis": 2}, error=ArgumentError)

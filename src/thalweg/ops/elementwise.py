@@ -7,13 +7,13 @@ broadcast first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from thalweg import types
-from thalweg.errors import DTypeError, UnsupportedError
+from thalweg.errors import DTypeError, ShapeError, UnsupportedError
 from thalweg.graph import AxisGroup, Kind, Op
 from thalweg.ops.core import (
     apply,
@@ -27,6 +27,7 @@ from thalweg.ops.core import (
     promoted,
     require,
 )
+from thalweg.ops.samples import Sample, samples, special, special_pairs, values
 from thalweg.types import DType, Type
 
 Gradient = Callable[[Any, Any, Any], Any]  # (input or inputs, output, cotangent) -> gradient(s)
@@ -63,6 +64,12 @@ class Elementwise(Op):
         return elementwise_axes(inputs)
 
 
+_COSTS = {
+    **dict.fromkeys(("exp", "expm1", "log", "log1p", "sin", "cos", "tan", "tanh", "erf", "pow", "atan", "asin", "acos"), 4),
+    **dict.fromkeys(("divide", "sqrt", "rsqrt", "floor_divide", "remainder"), 3),
+}  # beside an addition: what costs more than 1 is not computed twice
+
+
 def _unary(name: str, compute: Callable[..., Any], gradient: Gradient, accepts: str, doc: str) -> type[Elementwise]:
     """A primitive of one input; `gradient(x, y, g)` builds its gradient."""
 
@@ -74,6 +81,7 @@ def _unary(name: str, compute: Callable[..., Any], gradient: Gradient, accepts: 
             return (gradient(inputs[0], outputs[0], cotangents[0]),)
 
     Unary.accepts = accepts
+    Unary.cost = _COSTS.get(name, 1)
     Unary.__name__ = Unary.__qualname__ = "".join(part.title() for part in name.split("_"))
     Unary.__doc__ = doc
     return primitive(name, Kind.ELEMENTWISE)(Unary)
@@ -92,6 +100,7 @@ def _binary(
             return gradient(inputs, outputs[0], cotangents[0])  # type: ignore[no-any-return]
 
     Binary.accepts = accepts
+    Binary.cost = _COSTS.get(name, 1)
     Binary.result = result
     Binary.__name__ = Binary.__qualname__ = "".join(part.title() for part in name.split("_"))
     Binary.__doc__ = doc
@@ -107,7 +116,7 @@ def _none2(x: Any, y: Any, g: Any) -> Any:
 
 
 def _erf(x: np.ndarray[Any, Any]) -> Any:
-    return np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64)).astype(x.dtype)
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64))).astype(x.dtype)
 
 
 def _round(x: np.ndarray[Any, Any]) -> Any:
@@ -131,7 +140,7 @@ Expm1 = _unary("expm1", np.expm1, lambda x, y, g: g * exp(x), "f", "exp(x) - 1, 
 Log = _unary("log", np.log, lambda x, y, g: g / x, "f", "Natural logarithm.")
 Log1p = _unary("log1p", np.log1p, lambda x, y, g: g / (x + 1.0), "f", "log(1 + x), exact near 0.")
 Sqrt = _unary("sqrt", np.sqrt, lambda x, y, g: g * 0.5 / y, "f", "Square root, correctly rounded.")
-Rsqrt = _unary("rsqrt", lambda x: 1 / np.sqrt(x), lambda x, y, g: g * (-0.5) * y / x, "f", "1 / sqrt(x).")
+Rsqrt = _unary("rsqrt", lambda x: 1 / np.sqrt(x), lambda x, y, g: g * (-0.5) * (y * y * y), "f", "1 / sqrt(x).")
 Sin = _unary("sin", np.sin, lambda x, y, g: g * cos(x), "f", "Sine of an angle in radians.")
 Cos = _unary("cos", np.cos, lambda x, y, g: -(g * sin(x)), "f", "Cosine of an angle in radians.")
 Tanh = _unary("tanh", np.tanh, lambda x, y, g: g * (1.0 - y * y), "f", "Hyperbolic tangent.")
@@ -171,24 +180,18 @@ def _power(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
 
 def _power_gradient(inputs: Sequence[Any], z: Any, g: Any) -> Any:
     x, y = inputs
-    zero = x * 0.0
     # d/dx = y x^(y-1), 0 where y is 0 even at x = 0; d/dy = z log x, 0 where x is 0 and y >= 0 (as PyTorch).
-    by_x = g * where(equal(y, zero), zero, y * pow(x, y - 1.0))
-    safe = where(less_equal(x, zero), zero + 1.0, x)
-    logarithm = where(less(x, zero), zero + math.nan, log(safe))
-    by_y = g * where(equal(x, zero), where(less(y, zero), zero - math.inf, zero), z * logarithm)
-    return (by_x, by_y)
+    by_x = g * where(equal(y, 0.0), 0.0, y * pow(x, y - 1.0))
+    flat = bitwise_and(equal(x, 0.0), less_equal(0.0, y))
+    return (by_x, g * where(flat, 0.0, z * log(where(flat, 1.0, x))))
 
 
-def _extreme_gradient(inputs: Sequence[Any], z: Any, g: Any) -> Any:
+def _extreme_gradient(inputs: Sequence[Any], g: Any, largest: bool) -> Any:
+    """All of `g` for the input that is taken; equal inputs share it, NaN gives it to both (as PyTorch)."""
     x, y = inputs
-    half = g * 0.5  # equal inputs share the gradient, as in PyTorch and JAX
-    zero = g * 0.0
-    tie = equal(x, y)
-    return (
-        where(tie, half, where(equal(x, z), g, zero)),
-        where(tie, half, where(equal(y, z), g, zero)),
-    )
+    tie, half = equal(x, y), g * 0.5
+    x_lost, y_lost = (less(x, y), less(y, x)) if largest else (less(y, x), less(x, y))
+    return (where(tie, half, where(x_lost, 0.0, g)), where(tie, half, where(y_lost, 0.0, g)))
 
 
 def _divide(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
@@ -212,8 +215,8 @@ Remainder = _binary(
     "x - y floor(x / y): the sign of y, as in Python; integer remainder by 0 gives 0.",
 )
 Power = _binary("pow", _power, _power_gradient, "iuf", "x to the y.")
-Maximum = _binary("maximum", np.maximum, _extreme_gradient, "biuf", "The larger one; NaN if either is.")
-Minimum = _binary("minimum", np.minimum, _extreme_gradient, "biuf", "The smaller one; NaN if either is.")
+Maximum = _binary("maximum", np.maximum, lambda xy, z, g: _extreme_gradient(xy, g, True), "biuf", "The larger one; NaN if either is.")
+Minimum = _binary("minimum", np.minimum, lambda xy, z, g: _extreme_gradient(xy, g, False), "biuf", "The smaller one; NaN if either is.")
 Equal = _binary("equal", np.equal, _none2, "biuf", "x == y.", types.bool_)
 Less = _binary("less", np.less, _none2, "biuf", "x < y.", types.bool_)
 LessEqual = _binary("less_equal", np.less_equal, _none2, "biuf", "x <= y.", types.bool_)
@@ -706,3 +709,261 @@ def atan2(y: Any, x: Any) -> Any:
     """The angle of the point (x, y) in radians, from -pi to pi; signed zeros and infinities as in IEEE 754."""
     y, x = (floating(value) for value in promoted(y, x))
     return _atan2(*broadcast_together(y, x))
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def _torch(name: str) -> Callable[..., Any]:
+    return lambda torch, *tensors: getattr(torch, name)(*tensors)
+
+
+def _unary_samples(
+    name: str,
+    torch_name: str,
+    function: Callable[..., Any],
+    low: float = -2.0,
+    high: float = 2.0,
+    avoid: Sequence[float] = (),
+    integers: bool = False,
+    special_torch: bool = True,
+    special_gradient: bool = True,
+) -> None:
+    """Register samples of a function of one floating tensor on [low, high), away from its kinks.
+
+    `special_torch`, `special_gradient`: whether values and gradients at special numbers are PyTorch's.
+    """
+
+    def array(*shape: int, dtype: str = "float32") -> Any:
+        return values(*shape, dtype=dtype, low=low, high=high, avoid=avoid)
+
+    @samples(name)
+    def generate() -> Iterator[Sample]:
+        torch = _torch(torch_name)
+        same = torch if special_torch else None
+        for shape in ((), (1,), (7,), (3, 5), (2, 3, 5), (0,), (3, 0)):
+            yield Sample(function, (array(*shape),), torch=torch)
+        yield Sample(function, (array(37, 3, dtype="float64"),), torch=torch)
+        for dtype in ("float16", "bfloat16"):
+            yield Sample(function, (array(4, 9, dtype=dtype),), torch=torch, torch_gradient=False)
+            yield Sample(function, (special(dtype),), torch=same, torch_gradient=False)
+        for dtype in ("float32", "float64"):
+            yield Sample(function, (special(dtype),), torch=same, torch_gradient=special_gradient)
+        for dtype in ("int8", "int64", "uint8") if integers else ():
+            yield Sample(function, (values(3, 5, dtype=dtype, low=-9, high=9),), torch=torch)
+        yield Sample(lambda x: function("text"), (array(),), error=DTypeError, message="received 'text'")
+
+
+_WHOLE, _HALVES = (-2.0, -1.0, 0.0, 1.0, 2.0), (-1.5, -0.5, 0.5, 1.5)
+_unary_samples("negative", "neg", negative, integers=True)
+_unary_samples("abs", "abs", abs, avoid=(0.0,), integers=True, special_gradient=False)  # NaN: ours NaN, theirs 0
+_unary_samples("sign", "sign", sign, avoid=(0.0,), integers=True, special_torch=False)  # sign(NaN): theirs is 0
+_unary_samples("floor", "floor", floor, avoid=_WHOLE)
+_unary_samples("ceil", "ceil", ceil, avoid=_WHOLE)
+_unary_samples("round", "round", round, avoid=_HALVES)
+_unary_samples("exp", "exp", exp)
+_unary_samples("expm1", "expm1", expm1)
+_unary_samples("log", "log", log, 0.1)
+_unary_samples("log1p", "log1p", log1p, -0.5)
+_unary_samples("sqrt", "sqrt", sqrt, 0.1)
+_unary_samples("rsqrt", "rsqrt", rsqrt, 0.1)
+_unary_samples("sin", "sin", sin)
+_unary_samples("cos", "cos", cos)
+_unary_samples("tanh", "tanh", tanh)
+_unary_samples("atan", "atan", atan)
+_unary_samples("erf", "erf", erf)
+_unary_samples("tan", "tan", tan, -1.2, 1.2)
+_unary_samples("asin", "asin", asin, -0.9, 0.9)
+_unary_samples("acos", "acos", acos, -0.9, 0.9)
+_unary_samples("sinh", "sinh", sinh)
+_unary_samples("cosh", "cosh", cosh)
+
+
+@samples("bitwise_invert")
+def _bitwise_invert_samples() -> Iterator[Sample]:
+    for dtype in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"):
+        signed = dtype[0] != "u" or dtype == "uint8"
+        yield Sample(bitwise_invert, (values(3, 5, dtype=dtype, low=-9, high=9),), torch=_torch("bitwise_not") if signed else None)
+    yield Sample(bitwise_invert, (values(dtype="int8"),))
+    yield Sample(bitwise_invert, (values(0, dtype="int8"),))
+    yield Sample(bitwise_invert, (values(3),), error=DTypeError, message="accepts bool")
+
+
+@samples("stop_gradient")
+def _stop_gradient_samples() -> Iterator[Sample]:
+    for dtype in ("float16", "bfloat16", "float32", "float64", "int8", "bool"):
+        yield Sample(stop_gradient, (values(3, 5, dtype=dtype),), gradient=False)
+    for array in (values(), values(0, 2), special()):
+        yield Sample(stop_gradient, (array,), gradient=False, torch=lambda t, x: x.detach())
+
+
+def _binary_samples(
+    name: str,
+    torch_name: str | None,
+    function: Callable[..., Any],
+    accepts: str = "iuf",
+    left: Mapping[str, Any] | None = None,
+    right: Mapping[str, Any] | None = None,
+    torch_gradient: bool = True,
+    special_torch: bool = True,
+    special_gradient: bool = True,
+) -> None:
+    """Register samples of a function of two tensors; `left` and `right` are the ranges of its smooth inputs.
+
+    `torch_gradient`: whether PyTorch has a gradient; `special_torch`, `special_gradient` as above.
+    """
+    left, right = left or {}, right or {}
+
+    @samples(name)
+    def generate() -> Iterator[Sample]:
+        torch = None if torch_name is None else _torch(torch_name)
+        if "f" in accepts:
+            yield from floating_samples(torch)
+        for dtype, kind in (("int8", "i"), ("int64", "i"), ("uint8", "u"), ("bool", "b")):
+            if kind in accepts:
+                inputs = values(3, 5, dtype=dtype, low=-9, high=9), values(5, dtype=dtype, low=1, high=9, seed=1)
+                yield Sample(function, inputs, torch=torch)
+                yield Sample(function, (inputs[0][0, 0], inputs[1][:0]))
+        if "u" in accepts:
+            yield Sample(function, (values(4, dtype="int8", low=1, high=5), values(4, dtype="uint8", low=1, high=5)))
+        yield Sample(function, (values(3, dtype="int8"), values(4, dtype="int8")), error=ShapeError, message="axis -1")
+        if "u" in accepts:
+            mixed = values(3, dtype="int64"), values(3, dtype="uint64")
+            yield Sample(function, mixed, error=DTypeError, message="no integer type holds both")
+        if "b" not in accepts:
+            flags = values(3, dtype="bool")
+            yield Sample(function, (flags, flags), error=DTypeError, message="received bool")
+        if "f" not in accepts:
+            yield Sample(function, (values(3), values(3)), error=DTypeError, message="received float32")
+
+    def floating_samples(torch: Callable[..., Any] | None) -> Iterator[Sample]:
+        same = torch if special_torch else None
+        for first, second in (
+            ((), ()),
+            ((7,), ()),
+            ((3, 5), (5,)),
+            ((3, 1), (1, 5)),
+            ((2, 3, 5), (2, 3, 5)),
+            ((0, 3), (1, 3)),
+            ((2, 1, 3), (4, 1)),
+        ):
+            inputs = values(*first, **left), values(*second, seed=1, **right)
+            yield Sample(function, inputs, torch=torch, torch_gradient=torch_gradient)
+        inputs = values(5, 3, dtype="float64", **left), values(3, dtype="float64", seed=1, **right)
+        yield Sample(function, inputs, torch=torch, torch_gradient=torch_gradient)
+        yield Sample(function, (values(5, dtype="float16", **left), values(5, dtype="float64", seed=1, **right)))
+        yield Sample(lambda y: function(1.5, y), (values(5, **right),))
+        for dtype in ("float16", "bfloat16"):
+            inputs = values(4, 9, dtype=dtype, **left), values(4, 9, dtype=dtype, seed=1, **right)
+            yield Sample(function, inputs, torch=torch, torch_gradient=False)
+            yield Sample(function, special_pairs(dtype), torch=same, torch_gradient=False)
+        for dtype in ("float32", "float64"):
+            yield Sample(function, special_pairs(dtype), torch=same, torch_gradient=special_gradient)
+
+
+_LOW, _HIGH = {"low": 0.3, "high": 0.9}, {"low": 1.2, "high": 2.0}
+_ODD, _EVEN = {"distinct": True}, {"distinct": True, "low": -1.93, "high": 2.07}
+_binary_samples("add", "add", add, "biuf")
+_binary_samples("subtract", "subtract", subtract)
+_binary_samples("multiply", "multiply", multiply, "biuf")
+_binary_samples("divide", "divide", divide, "biuf", right={"avoid": (0.0,)})
+_binary_samples("floor_divide", "floor_divide", floor_divide, "iuf", _LOW, _HIGH, torch_gradient=False, special_gradient=False)
+_binary_samples("remainder", "remainder", remainder, "iuf", _LOW, _HIGH, special_torch=False)  # theirs is NaN where x / y overflows
+_binary_samples("pow", "pow", pow, left=_LOW)
+_binary_samples("maximum", "maximum", maximum, "biuf", _ODD, _EVEN)
+_binary_samples("minimum", "minimum", minimum, "biuf", _ODD, _EVEN)
+_binary_samples("equal", "eq", equal, "biuf")
+_binary_samples("less", "less", less, "biuf")
+_binary_samples("less_equal", "less_equal", less_equal, "biuf")
+_binary_samples("bitwise_and", "bitwise_and", bitwise_and, "biu")
+_binary_samples("bitwise_or", "bitwise_or", bitwise_or, "biu")
+_binary_samples("bitwise_xor", "bitwise_xor", bitwise_xor, "biu")
+_binary_samples("bitwise_left_shift", "bitwise_left_shift", bitwise_left_shift, "iu")
+_binary_samples("bitwise_right_shift", "bitwise_right_shift", bitwise_right_shift, "iu")
+# at the origin the derivative does not exist: PyTorch says 0
+_binary_samples("atan2", "atan2", atan2, "biuf", {"avoid": (0.0,)}, {"avoid": (0.0,)}, special_gradient=False)
+
+
+@samples("equal")
+def _equal_samples() -> Iterator[Sample]:
+    for array in (np.arange(6, dtype=np.float32), np.arange(6, dtype=np.int16), special()):
+        yield Sample(not_equal, (array, array[::-1].copy()), torch=_torch("ne"))
+    yield Sample(equal, (special(), special()), torch=_torch("eq"))
+
+
+@samples("remainder")
+def _remainder_samples() -> Iterator[Sample]:
+    for x, y in ((-0.7, 1.5), (5.2, 1.5), (-5.2, -1.5), (5.2, -1.5)):
+        yield Sample(remainder, (np.float32([x, x / 2]), np.float32([y, y])), torch=_torch("remainder"))
+    yield Sample(remainder, (np.int8([7, -7, 7, -7]), np.int8([3, 3, -3, 0])))
+
+
+@samples("floor_divide")
+def _floor_divide_samples() -> Iterator[Sample]:
+    yield Sample(floor_divide, (np.int8([7, -7, 7, -7, -128]), np.int8([3, 3, -3, 0, -1])))
+
+
+@samples("pow")
+def _pow_samples() -> Iterator[Sample]:
+    for exponent in (2.5, 3.0, -2.0, 0.0):
+        base = values(3, 5, avoid=(0.0,)) if exponent != 2.5 else values(3, 5, low=0.3)
+        wide = np.float32(exponent)
+        yield Sample(lambda x, e=wide: pow(x, e), (base,), torch=lambda t, x, e=exponent: t.pow(x, e))
+    yield Sample(lambda x: pow(2, x), (values(3, 5),), torch=lambda t, x: t.pow(2, x))
+    yield Sample(pow, (np.int64([3, -2, 0, 7]), np.int64([4, 3, 0, 1])), torch=_torch("pow"))
+    yield Sample(pow, (np.int64([3]), np.int64([-1])), error=UnsupportedError, message="floating-point")
+
+
+@samples("where")
+def _where_samples() -> Iterator[Sample]:
+    for shapes in (((), (), ()), ((7,), (7,), ()), ((3, 1), (5,), (3, 5)), ((0, 3), (3,), (1, 3)), ((2, 3, 4),) * 3):
+        condition, x, y = (values(*s, seed=i, dtype="bool" if i == 0 else "float32") for i, s in enumerate(shapes))
+        yield Sample(where, (condition, x, y), torch=_torch("where"))
+    yield Sample(where, (np.arange(12) % 2 == 0, special(), -special()), torch=_torch("where"))
+    for dtype in ("float16", "bfloat16", "float64", "int8", "uint64", "bool"):
+        inputs = values(3, 5, dtype="bool"), values(3, 5, dtype=dtype), values(3, 5, dtype=dtype, seed=1)
+        yield Sample(where, inputs, torch=_torch("where") if dtype != "uint64" else None)
+    yield Sample(lambda c, x: where(c, x, 0.0), (values(3, 5, dtype="bool"), values(3, 5)))
+    yield Sample(where, (values(3), values(3), values(3)), error=DTypeError, message="x > 0")
+    flags = values(3, dtype="bool")
+    yield Sample(where, (flags, values(4), values(4)), error=ShapeError, message="broadcast")
+
+
+@samples("cast")
+def _cast_samples() -> Iterator[Sample]:
+    names = ("bool", "int8", "int64", "uint8", "uint32", "float16", "bfloat16", "float32", "float64")
+    for source in names:
+        for target in names:
+            if source != target:
+                torch = lambda t, x, n=target: x.to(getattr(t, n))  # noqa: E731
+                inputs = (values(3, 5, dtype=source, low=0.0, high=9.0),)
+                yield Sample(cast, inputs, {"dtype": target}, gradient=False, torch=torch)
+    for source, target in (("float64", "float32"), ("float32", "bfloat16"), ("bfloat16", "float64"), ("float32", "float16")):
+        torch = lambda t, x, n=target: x.to(getattr(t, n))  # noqa: E731
+        yield Sample(cast, (special(source),), {"dtype": target}, torch=torch)
+        yield Sample(cast, (values(37, dtype=source),), {"dtype": target}, gradient=False, torch=torch)
+    yield Sample(cast, (special(),), {"dtype": "bool"}, torch=lambda t, x: x.bool())
+    yield Sample(cast, (np.float32([-1.9, -0.5, 0.5, 1.9]),), {"dtype": "int32"}, torch=lambda t, x: x.int())
+    yield Sample(cast, (np.int64([-1, 300, 2**31]),), {"dtype": "uint8"}, torch=lambda t, x: x.to(t.uint8))
+    yield Sample(cast, (values(),), {"dtype": "float64"}, gradient=False)
+    yield Sample(cast, (values(0, 3),), {"dtype": "int8"})
+    yield Sample(cast, (values(3),), {"dtype": "complex64"}, error=DTypeError, message="complex64")
+
+
+@samples("clip")
+def _clip_samples() -> Iterator[Sample]:
+    edges = (-1.0, 1.0)
+    for shape in ((), (7,), (3, 5), (0, 3)):
+        options = {"min": -1.0, "max": 1.0}
+        yield Sample(clip, (values(*shape, avoid=edges),), options, torch=lambda t, x: t.clip(x, -1.0, 1.0))
+    yield Sample(clip, (values(7, avoid=(0.0,)),), {"min": 0}, torch=lambda t, x: t.clip(x, min=0))
+    yield Sample(clip, (values(7, avoid=(0.0,)),), {"max": 0}, torch=lambda t, x: t.clip(x, max=0))
+    limits = values(3, 1, distinct=True, low=-1.9, high=-0.1), values(5, distinct=True, low=0.05, high=1.95)
+    yield Sample(clip, (values(3, 5, distinct=True), *limits), torch=_torch("clip"))
+    yield Sample(clip, (values(3, 5, distinct=True), limits[1], limits[0]))  # empty interval: the maximum wins
+    yield Sample(clip, (np.float32([-1, 0, 1, 2]),), {"min": 0, "max": 1}, gradient=False, torch=lambda t, x: t.clip(x, 0, 1))
+    bounded = lambda t, x: t.clip(x, -1.0, 1.0)  # noqa: E731
+    yield Sample(clip, (special(),), {"min": -1.0, "max": 1.0}, torch=bounded, torch_gradient=False)
+    for dtype in ("float16", "bfloat16", "float64", "int8", "uint64"):
+        yield Sample(clip, (values(3, 5, dtype=dtype),), {"min": 0, "max": 1}, gradient=False)
+    yield Sample(clip, (values(3), values(4)), error=ShapeError, message="broadcast")

@@ -7,7 +7,7 @@ be negative (counted from the end); one that lies outside raises `IndexRangeErro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from thalweg.ops.movement import (
     slice_axes,
     transpose,
 )
+from thalweg.ops.samples import Sample, samples, special, values
 from thalweg.ops.sources import iota
 from thalweg.types import Shape, Type, normalize_axis
 
@@ -102,6 +103,7 @@ class Gather(Op):
     without it they are out of range.
     """
 
+    checked = True
     axis: int
     batch: int
     wrap: bool = True
@@ -418,7 +420,7 @@ class DynamicUpdateSlice(Op):
         return (x,)
 
     def reference(self, x: Array, update: Array, *starts: Array) -> Any:
-        result = x.copy()
+        result = np.array(x)
         result[_window(starts, update.shape, x.shape)] = update
         return result
 
@@ -458,3 +460,108 @@ def dynamic_update_slice(x: Any, update: Any, starts: Any) -> Any:
     """`x` with the window that begins at `starts` replaced by `update`; starts are clamped as in `dynamic_slice`."""
     x = operand(x)
     return apply(DynamicUpdateSlice(), x, cast(update, x.dtype), *_starts(starts, x.ndim, "dynamic_update_slice"))
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def _positions(*shape: int, extent: int, dtype: str = "int64", seed: int = 0) -> Array:
+    low = 0 if types.dtype(dtype).kind == "u" else -extent
+    return values(*shape, dtype=dtype, low=low, high=extent, seed=seed)
+
+
+@samples("gather")
+def _gather_samples() -> Iterator[Sample]:
+    for shape, indices, axis, batch in (
+        ((5,), (3,), 0, 0),
+        ((5, 3), (), 0, 0),
+        ((3, 5), (2, 4), 1, 0),
+        ((2, 5, 3), (4,), -2, 0),
+        ((2, 0, 3), (0,), 1, 0),
+        ((4, 3), (0,), 0, 0),
+        ((3, 5, 2), (3, 4), 1, 1),
+        ((3, 2, 5), (3, 4), 2, 1),
+        ((2, 3, 5), (2, 3, 1), 2, 2),
+        ((0, 5), (0, 2), 1, 1),
+    ):
+        places = _positions(*indices, extent=shape[axis])
+        options = {"axis": axis, "batch": batch}
+        yield Sample(gather, (values(*shape), places), options)
+    unsigned = values(4, dtype="uint8", low=0, high=5)
+    yield Sample(gather, (values(5, 3), unsigned), torch=lambda t, x, i: x[i.long()])
+    yield Sample(take, (values(5, 3), _positions(4, extent=15, dtype="int32")), torch=lambda t, x, i: x.flatten()[i])
+    yield Sample(take, (special(), np.array([0, 4, 3, -1])), {"axis": 0}, torch=lambda t, x, i: x[i])
+    for dtype in ("float16", "bfloat16", "float64", "bool", "int16"):
+        yield Sample(gather, (values(5, 3, dtype=dtype), _positions(4, extent=5, dtype="int16")))
+    positive = values(3, 4, dtype="int64", low=0, high=5)
+    yield Sample(take_along_axis, (values(3, 5), positive), torch=lambda t, x, i: t.gather(x, 1, i))
+    yield Sample(take_along_axis, (values(2, 5, 3), _positions(2, 1, 3, extent=5)), {"axis": 1})
+    yield Sample(take_along_axis, (values(2, 5, 3), _positions(1, 4, 1, extent=5)), {"axis": 1})
+    yield Sample(lambda x, i, j: x[i, j], (values(4, 5), _positions(3, extent=4), _positions(2, 1, extent=5)), torch=lambda t, x, i, j: x[i, j])
+    yield Sample(lambda x, i, j: x[i, :, j], (values(4, 3, 5), _positions(3, extent=4), _positions(3, extent=5)), torch=lambda t, x, i, j: x[i, :, j])
+    yield Sample(lambda x, i: x[:, 1, None, i, ::2], (values(2, 3, 4, 5), _positions(2, 2, extent=4)))
+    yield Sample(lambda x, i: x[0, ..., i], (values(2, 3, 4), _positions(2, 2, extent=4)))
+    yield Sample(lambda x: x[[0, -1, 0], [[1], [2]]], (values(2, 3, 4),))
+    yield Sample(lambda x: x[np.array([[True, False, True], [False, False, True]])], (values(2, 3, 4),))
+    three = np.array([0, 3])
+    yield Sample(gather, (values(3), three), error=IndexRangeError, message="index 3 (at position (1,)")
+    yield Sample(gather, (values(2, 3), -three - 1), {"axis": 1}, error=IndexRangeError, message="expected -3 to 2")
+    yield Sample(gather, (values(3), values(2)), error=DTypeError, message="integer indices")
+    yield Sample(gather, (values(3, 4), np.zeros((2, 1), int)), {"axis": 1, "batch": 1}, error=ShapeError, message="batch")
+    yield Sample(take_along_axis, (values(3, 4), np.zeros(2, int)), error=ShapeError, message="as many axes")
+    yield Sample(lambda x, i: x[i, i], (values(3, 9), three), error=IndexRangeError, message="size 3")
+    yield Sample(lambda x: x[[0, 3]], (values(3),), error=IndexRangeError, message="axis 0 of a tensor")
+    yield Sample(lambda x, m: x[m], (values(3), values(3, dtype="bool")), error=TraceError, message="where(mask")
+    yield Sample(lambda x: x[np.array([True, False])], (values(3),), error=ShapeError, message="mask")
+    yield Sample(lambda x: x[[0.5]], (values(3),), error=ArgumentError)
+
+
+@samples("dynamic_slice")
+def _dynamic_slice_samples() -> Iterator[Sample]:
+    def window(*sizes: int) -> Callable[..., Any]:
+        return lambda x, *starts: dynamic_slice(x, list(starts), sizes)
+
+    for shape, starts, sizes in (
+        ((7,), (2,), (3,)),
+        ((7,), (6,), (3,)),
+        ((7,), (-2,), (3,)),
+        ((3, 5), (1, 0), (2, 5)),
+        ((3, 5), (9, 9), (3, 1)),
+        ((3, 0), (0, 0), (1, 0)),
+        ((3, 5), (1, 1), (0, 2)),
+        ((2, 3, 4), (1, 1, 1), (1, 2, 2)),
+    ):
+        yield Sample(window(*sizes), (values(*shape), *map(np.int64, starts)))
+    yield Sample(lambda x: dynamic_slice(x, [], ()), (values(),))
+    yield Sample(window(5), (special(), np.int32(2)))
+    for dtype in ("bfloat16", "bool", "int8"):
+        yield Sample(window(2, 2), (values(3, 4, dtype=dtype), np.uint8(1), np.int16(2)))
+    yield Sample(window(4), (values(3), np.int64(0)), error=ShapeError, message="does not fit")
+    yield Sample(window(1), (values(3), np.float32(0)), error=DTypeError, message="integer")
+    yield Sample(window(1, 1), (values(3, 3), np.int64(0)), error=ArgumentError, message="one start for each")
+    yield Sample(window(1), (values(3), np.zeros(1, int)), error=ShapeError, message="0-d starts")
+
+
+@samples("dynamic_update_slice")
+def _dynamic_update_slice_samples() -> Iterator[Sample]:
+    def update(x: Any, window: Any, *starts: Any) -> Any:
+        return dynamic_update_slice(x, window, list(starts))
+
+    for shape, starts, sizes in (
+        ((7,), (2,), (3,)),
+        ((7,), (6,), (3,)),
+        ((7,), (-2,), (3,)),
+        ((3, 5), (1, 0), (2, 5)),
+        ((3, 5), (9, 9), (3, 1)),
+        ((3, 0), (0, 0), (1, 0)),
+        ((3, 5), (1, 1), (0, 2)),
+        ((2, 3, 4), (1, 1, 1), (1, 2, 2)),
+    ):
+        yield Sample(update, (values(*shape), values(*sizes, seed=1), *map(np.int64, starts)))
+    yield Sample(update, (values(), values(seed=1)))
+    yield Sample(update, (special(), values(2), np.int32(4)))
+    for dtype in ("bfloat16", "bool", "int8"):
+        yield Sample(update, (values(3, 4, dtype=dtype), values(2, 2, dtype=dtype), np.uint8(1), np.int16(2)))
+    yield Sample(update, (values(3), values(4), np.int64(0)), error=ShapeError, message="does not fit")
+    yield Sample(update, (values(3), values(1, 1), np.int64(0)), error=ShapeError, message="does not fit")
+    yield Sample(update, (values(3), values(1), np.float32(0)), error=DTypeError, message="integer")

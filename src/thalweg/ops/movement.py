@@ -7,7 +7,7 @@ A shape, an axis or a permutation is a fixed attribute; what depends on indices 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from thalweg.errors import ArgumentError, DTypeError, ShapeError
 from thalweg.graph import AxisGroup, Kind, Op, Operand
 from thalweg.ops.core import apply, operand, primitive, promoted, require
 from thalweg.ops.elementwise import less_equal, where
+from thalweg.ops.samples import Sample, samples, special, special_pairs, values
 from thalweg.ops.sources import iota
 from thalweg.types import DType, Shape, Symbol, Type, normalize_axes, normalize_axis, type_of
 
@@ -650,3 +651,193 @@ def tril(x: Any, k: int = 0) -> Any:
 def triu(x: Any, k: int = 0) -> Any:
     """The last two axes with zeros below the k-th diagonal."""
     return _triangle(x, k, upper=True)
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+@samples("reshape")
+def _reshape_samples() -> Iterator[Sample]:
+    for shape, target in (
+        ((), (1, 1)),
+        ((1,), ()),
+        ((3, 5), (15,)),
+        ((15,), (5, -1)),
+        ((3, 16, 5, 5), (3, 400)),
+        ((2, 3, 4, 5), (6, 4, 5)),
+        ((3, 1, 5), (1, 3, 5, 1)),
+        ((3, 0, 2), (0, 7)),
+        ((0, 3), (0, 1, 3)),
+    ):
+        yield Sample(reshape, (values(*shape),), {"shape": target}, torch=lambda t, x, s=target: t.reshape(x, s))
+    for dtype in ("float16", "bfloat16", "float64", "bool", "int8", "uint64"):
+        yield Sample(reshape, (values(3, 4, dtype=dtype),), {"shape": (4, 3)})
+    yield Sample(reshape, (special(),), {"shape": (3, 4)})
+    yield Sample(flatten, (values(2, 3, 5),), {"start_axis": 1}, torch=lambda t, x: t.flatten(x, 1))
+    yield Sample(flatten, (values(),))
+    yield Sample(squeeze, (values(3, 1, 5, 1),), torch=lambda t, x: t.squeeze(x))
+    yield Sample(squeeze, (values(3, 1, 5, 1),), {"axis": -1}, torch=lambda t, x: t.squeeze(x, -1))
+    yield Sample(expand_dims, (values(3, 5),), {"axis": (0, -1)})
+    yield Sample(reshape, (values(3, 5),), {"shape": (4, 4)}, error=ShapeError, message="16 elements")
+    yield Sample(reshape, (values(3, 5),), {"shape": (4, -1)}, error=ShapeError, message="not a multiple of 4")
+    yield Sample(reshape, (values(3, 5),), {"shape": (-1, -1)}, error=ShapeError, message="only one")
+    yield Sample(reshape, (values(3, 0),), {"shape": (0, -1)}, error=ShapeError, message="write it out")
+    yield Sample(reshape, (values(3, 5),), {"shape": (-3, 5)}, error=ArgumentError, message="negative size")
+    yield Sample(reshape, (values(3, 5),), {"shape": (3.0, 5)}, error=ArgumentError, message="integers")
+    yield Sample(squeeze, (values(3, 1),), {"axis": 0}, error=ShapeError, message="has size 3")
+    yield Sample(flatten, (values(3, 1),), {"start_axis": 1, "end_axis": 0}, error=ArgumentError)
+
+
+@samples("transpose")
+def _transpose_samples() -> Iterator[Sample]:
+    for shape, axes in (
+        ((3, 5), (1, 0)),
+        ((2, 3, 5), (2, 0, 1)),
+        ((2, 3, 5, 7), (0, 2, 3, 1)),
+        ((2, 3, 5), (-1, -2, 0)),
+        ((3, 0), (1, 0)),
+        ((1, 3), (1, 0)),
+    ):
+        yield Sample(transpose, (values(*shape),), {"axes": axes}, torch=lambda t, x, a=axes: x.permute(a))
+    yield Sample(transpose, (values(2, 3, 4, 5),), torch=lambda t, x: x.permute(3, 2, 1, 0))
+    yield Sample(moveaxis, (values(2, 3, 5),), {"source": 0, "destination": -1}, torch=lambda t, x: t.moveaxis(x, 0, -1))
+    yield Sample(swapaxes, (values(2, 3, 5),), {"first": 0, "second": 2}, torch=lambda t, x: t.swapaxes(x, 0, 2))
+    yield Sample(lambda x: transpose(reshape(x, (1, 1)), (1, 0)), (values(),))
+    yield Sample(transpose, (np.stack(special_pairs()),))
+    for dtype in ("float16", "bfloat16", "bool", "int32"):
+        yield Sample(transpose, (values(3, 4, dtype=dtype),))
+    yield Sample(transpose, (values(2, 3),), {"axes": (0, 0)}, error=ShapeError, message="once")
+    yield Sample(transpose, (values(2, 3),), {"axes": (0,)}, error=ShapeError)
+    yield Sample(transpose, (values(2, 3),), {"axes": (0, 2)}, error=ArgumentError)
+    yield Sample(moveaxis, (values(2, 3),), {"source": (0, 1), "destination": 0}, error=ArgumentError)
+
+
+@samples("broadcast")
+def _broadcast_samples() -> Iterator[Sample]:
+    for shape, target in (
+        ((), (3,)),
+        ((), (2, 0)),
+        ((5,), (3, 5)),
+        ((3, 1), (3, 5)),
+        ((1, 5), (7, 3, 5)),
+        ((1,), (0,)),
+        ((2, 1, 3, 1), (2, 4, 3, 5)),
+        ((1, 1), (1, 3)),
+    ):
+        yield Sample(broadcast_to, (values(*shape),), {"shape": target}, torch=lambda t, x, s=target: x.broadcast_to(s))
+    yield Sample(broadcast_to, (special(),), {"shape": (2, 12)})
+    for dtype in ("float16", "bfloat16", "float64", "bool", "uint8"):
+        yield Sample(broadcast_to, (values(3, 1, dtype=dtype),), {"shape": (3, 4)})
+    yield Sample(tile, (values(2, 3),), {"repetitions": (2, 1, 3)}, torch=lambda t, x: t.tile(x, (2, 1, 3)))
+    yield Sample(tile, (values(2, 3),), {"repetitions": 2}, torch=lambda t, x: t.tile(x, (2,)))
+    yield Sample(repeat, (values(2, 3),), {"repeats": 2, "axis": 1}, torch=lambda t, x: x.repeat_interleave(2, 1))
+    yield Sample(repeat, (values(2, 3),), {"repeats": 3}, torch=lambda t, x: x.repeat_interleave(3))
+    yield Sample(lambda x, y: meshgrid(x, y), (values(3), values(5)), torch=lambda t, x, y: t.meshgrid(x, y, indexing="xy"))
+    yield Sample(broadcast_to, (values(3),), {"shape": (3, 4)}, error=ShapeError, message="equal or 1")
+    yield Sample(broadcast_to, (values(2, 3),), {"shape": (3,)}, error=ShapeError, message="aligned at the right")
+    yield Sample(broadcast_to, (values(2, 3),), {"shape": (-1, 3)}, error=ArgumentError, message="negative")
+
+
+@samples("flip")
+def _flip_samples() -> Iterator[Sample]:
+    for shape, axis in (((3,), 0), ((3, 5), (0, 1)), ((2, 3, 5), -2), ((0, 3), 1), ((1, 4), 0), ((2, 3, 4), (0, 2))):
+        listed = axis if isinstance(axis, tuple) else (axis,)
+        yield Sample(flip, (values(*shape),), {"axis": axis}, torch=lambda t, x, a=listed: t.flip(x, a))
+    yield Sample(flip, (values(2, 3, 4),))
+    yield Sample(flip, (special(),))
+    yield Sample(lambda x: flip(reshape(x, (1,))), (values(),))
+    for dtype in ("float16", "bfloat16", "bool", "int64"):
+        yield Sample(flip, (values(3, 4, dtype=dtype),), {"axis": 0})
+    yield Sample(flip, (values(3, 4),), {"axis": 2}, error=ArgumentError)
+    yield Sample(flip, (values(3, 4),), {"axis": (0, 0)}, error=ArgumentError, message="twice")
+
+
+@samples("slice")
+def _slice_samples() -> Iterator[Sample]:
+    for shape, key in (
+        ((7,), slice(1, 6, 2)),
+        ((7,), slice(None, None, 3)),
+        ((3, 5), (slice(None), slice(1, 4))),
+        ((3, 5), (1, slice(None))),
+        ((3, 5), (-1, -2)),
+        ((3, 5), (slice(2, 2), slice(0, 3))),
+        ((4, 5, 6), (slice(None, None, -1), Ellipsis, slice(5, 0, -2))),
+        ((3, 0), (slice(0, 1),)),
+        ((3, 5), (slice(10, 20),)),
+        ((1, 9), (0, None, slice(None, None, 4))),
+    ):
+        negative = any(isinstance(k, slice) and (k.step or 1) < 0 for k in (key if isinstance(key, tuple) else (key,)))
+        torch = None if negative else lambda t, x, k=key: x[k]
+        yield Sample(lambda x, k=key: x[k], (values(*shape),), torch=torch)
+    yield Sample(lambda x: x[3:9], (special(),))
+    yield Sample(lambda x: reshape(x, (1,))[0:0], (values(),))
+    for dtype in ("float16", "bfloat16", "bool", "int16"):
+        yield Sample(lambda x: x[1:, ::2], (values(3, 4, dtype=dtype),))
+    yield Sample(lambda x: split(x, 3, 1), (values(2, 6),), torch=lambda t, x: t.tensor_split(x, 3, 1))
+    yield Sample(lambda x: split(x, [1, 4]), (values(6, 2),), torch=lambda t, x: t.tensor_split(x, [1, 4]))
+    yield Sample(lambda x: unstack(x, 1), (values(2, 3),), torch=lambda t, x: t.unbind(x, 1))
+    yield Sample(lambda x: x[3], (values(3),), error=IndexError, message="expected -3 to 2")
+    yield Sample(lambda x: x[0, 0], (values(3),), error=ShapeError, message="too many indices")
+    yield Sample(lambda x: x[..., 0, ...], (values(3),), error=ArgumentError, message="only one")
+    yield Sample(lambda x: x[::0], (values(3),), error=ArgumentError)
+    yield Sample(lambda x: x[1.5], (values(3),), error=ArgumentError, message="integers")
+    yield Sample(lambda x: x["a"], (values(3),), error=ArgumentError)
+    yield Sample(lambda x: split(x, 4), (values(6),), error=ShapeError, message="equal parts")
+    yield Sample(lambda x: apply(Slice((0,), (4,), (1,)), x), (values(3),), error=ShapeError, message="does not lie")
+
+
+@samples("pad")
+def _pad_samples() -> Iterator[Sample]:
+    for shape, widths, value in (
+        ((3,), [(1, 2)], 0.0),
+        ((3, 5), [(0, 0), (2, 1)], 1.5),
+        ((2, 3, 4), 1, -1.0),
+        ((3, 0), [(0, 1), (2, 0)], 7.0),
+        ((1, 1), (1, 0), math.inf),
+        ((3, 2), [(1, 1), (0, 0)], math.nan),
+        ((2, 2), [(0, 3), (3, 0)], -0.0),
+    ):
+        smooth = False if value in (math.inf,) or value != value else None
+        yield Sample(pad, (values(*shape),), {"pad_width": widths, "value": value}, gradient=smooth)
+    yield Sample(pad, (values(3, 5),), {"pad_width": [(1, 2), (3, 4)]}, torch=lambda t, x: t.nn.functional.pad(x, (3, 4, 1, 2)))
+    yield Sample(lambda x: pad(reshape(x, (1,)), 1), (values(),))
+    yield Sample(pad, (special(),), {"pad_width": 2})
+    for dtype, value in (("float16", 1), ("bfloat16", 0.5), ("float64", 0.1), ("bool", True), ("int8", -128), ("uint64", 2**63)):
+        yield Sample(pad, (values(3, 4, dtype=dtype),), {"pad_width": 1, "value": value})
+    yield Sample(pad, (values(3),), {"pad_width": [(-1, 0)]}, error=ShapeError, message="slice to remove")
+    yield Sample(pad, (values(3),), {"pad_width": [(1, 0), (0, 1)]}, error=ArgumentError, message="pad_width")
+    yield Sample(pad, (values(3, dtype="int8"),), {"pad_width": 1, "value": 0.5}, error=DTypeError, message="0.5")
+    yield Sample(pad, (values(3, dtype="int8"),), {"pad_width": 1, "value": 128}, error=DTypeError, message="128")
+
+
+@samples("concat")
+def _concat_samples() -> Iterator[Sample]:
+    def joined(axis: int | None) -> Callable[..., Any]:
+        return lambda *tensors: concat(tensors, axis)
+
+    for shapes, axis in (
+        (((3,), (2,)), 0),
+        (((3, 5), (1, 5), (2, 5)), 0),
+        (((3, 5), (3, 1)), -1),
+        (((2, 0), (2, 3)), 1),
+        (((0, 3), (0, 3)), 0),
+        (((2, 3, 4), (2, 2, 4)), 1),
+    ):
+        inputs = tuple(values(*shape, seed=i) for i, shape in enumerate(shapes))
+        yield Sample(joined(axis), inputs, torch=lambda t, *x, a=axis: t.cat(x, a))
+    yield Sample(joined(None), (values(2, 2), values()))
+    yield Sample(lambda x, y: stack([x, y], 1), (values(3, 5), values(3, 5, seed=1)), torch=lambda t, x, y: t.stack([x, y], 1))
+    yield Sample(lambda x, y: stack([x, y]), (values(), values(seed=1)), torch=lambda t, x, y: t.stack([x, y]))
+    yield Sample(lambda x: stack([x, x, x], -1), (values(4),))
+    yield Sample(lambda x: roll(x, (1, -2), (0, 1)), (values(3, 5),), torch=lambda t, x: t.roll(x, (1, -2), (0, 1)))
+    yield Sample(lambda x: roll(x, 4), (values(3, 5),), torch=lambda t, x: t.roll(x, 4))
+    yield Sample(joined(0), (special(), special()))
+    yield Sample(joined(0), (values(3, dtype="int8"), values(2, dtype="float64")))
+    for dtype in ("float16", "bfloat16", "bool", "uint32"):
+        yield Sample(joined(1), (values(3, 4, dtype=dtype), values(3, 1, dtype=dtype)))
+    yield Sample(joined(0), (values(3, 5), values(3, 4)), error=ShapeError, message="only axis 0 may differ")
+    yield Sample(joined(0), (values(3, 5), values(3)), error=ShapeError, message="numbers of axes")
+    yield Sample(joined(2), (values(3, 5), values(3, 5)), error=ArgumentError)
+    yield Sample(lambda x: concat(x), (values(3),), error=ArgumentError, message="list of tensors")
+    yield Sample(lambda x: concat([]), (values(3),), error=ArgumentError, message="at least one")
+    yield Sample(lambda x, y: stack([x, y]), (values(3), values(4)), error=ShapeError, message="equal shapes")

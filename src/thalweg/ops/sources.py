@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from thalweg import types
-from thalweg.errors import ArgumentError, DTypeError
+from thalweg.errors import ArgumentError, DTypeError, ShapeError
 from thalweg.graph import AxisGroup, Kind, Op
 from thalweg.ops.core import apply, cast, operand, primitive, require
+from thalweg.ops.samples import Sample, samples, special, values
 from thalweg.types import DType, Type
 
 
@@ -98,6 +100,7 @@ class RandomBits(Op):
     on layout nor on tiling.
     """
 
+    cost = 20
     shape: tuple[int, ...]
     stream: int
 
@@ -225,3 +228,56 @@ def eye(n_rows: int, n_cols: int | None = None, *, k: int = 0, dtype: Any = type
     shape = (n_rows, n_rows if n_cols is None else n_cols)
     row = iota(shape, 0)
     return cast(equal(row + int(k) if k else row, iota(shape, 1)), dtype)
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+@samples("constant")
+def _constant_samples() -> Iterator[Sample]:
+    for array in (values(), values(7), values(3, 5), values(0, 2), special(), special("bfloat16"), special("float16")):
+        yield Sample(lambda a=array: constant(a))
+    for dtype in ("bool", "int8", "uint64", "float64"):
+        yield Sample(lambda a=values(3, 2, dtype=dtype): constant(a))
+    for shape in ((), (3,), (2, 0), (2, 3)):
+        yield Sample(full, (), {"shape": shape, "value": 1.5}, torch=lambda t, s=shape: t.full(s, 1.5))
+    yield Sample(full, (), {"shape": 4, "value": True})
+    yield Sample(zeros, (), {"shape": (2, 3)}, torch=lambda t: t.zeros(2, 3))
+    yield Sample(ones, (), {"shape": (2, 3), "dtype": "int8"})
+    yield Sample(lambda x: zeros_like(x) + ones_like(x), (values(3),), torch=lambda t, x: t.ones_like(x))
+    yield Sample(lambda x: x * constant(np.float32([1, -2, 3])), (values(3),))
+    yield Sample(lambda x: full_like(x, 2.0) * x, (values(3, 5),), torch=lambda t, x: 2.0 * x)
+    yield Sample(full, (), {"shape": (-1,), "value": 0}, error=ArgumentError, message="negative")
+    yield Sample(full, (), {"shape": (1,), "value": 300, "dtype": "int8"}, error=DTypeError, message="300")
+    yield Sample(lambda: constant(["a"]), error=DTypeError, message="element type")
+
+
+@samples("iota")
+def _iota_samples() -> Iterator[Sample]:
+    for shape, axis in (((7,), 0), ((3, 5), 0), ((3, 5), 1), ((2, 3, 4), -2), ((0,), 0), ((3, 0), 0)):
+        yield Sample(lambda s=shape, a=axis: iota(s, a))
+    for dtype in ("float32", "bfloat16", "float16", "uint8", "int32"):
+        yield Sample(lambda d=types.dtype(dtype): iota((3, 4), 1, d))
+    for arguments in ((5,), (2, 9), (2, 9, 3), (9, 2, -3), (3, 3), (0.0, 1.0, 0.1)):
+        yield Sample(lambda a=arguments: arange(*a), torch=lambda t, a=arguments: t.arange(*a))
+    yield Sample(lambda: arange(4, dtype="float64") * 0.5)
+    for count in (0, 1, 2, 7):
+        yield Sample(lambda n=count: linspace(-1, 2, n), torch=lambda t, n=count: t.linspace(-1, 2, n))
+    yield Sample(lambda: linspace(0, 1, 4, endpoint=False))
+    yield Sample(lambda: eye(3, 4, k=1))
+    yield Sample(lambda: eye(3), torch=lambda t: t.eye(3))
+    yield Sample(lambda x: x + iota((3,), 0, x.dtype), (values(3),))
+    yield Sample(lambda x: x * iota((2, 3), 1, x.dtype), (values(2, 3),))
+    yield Sample(lambda: iota((3,), 1), error=ArgumentError)
+    yield Sample(lambda: iota((3,), 0, types.bool_), error=DTypeError, message="number type")
+    yield Sample(lambda: arange(0, 5, 0), error=ArgumentError, message="step")
+    yield Sample(lambda: arange("a"), error=ArgumentError, message="finite number")
+    yield Sample(lambda: linspace(0, 1, -1), error=ArgumentError, message="num")
+
+
+@samples("random_bits")
+def _random_bits_samples() -> Iterator[Sample]:
+    for seed, shape in ((0, ()), (1, (1,)), (2, (7,)), (3, (3, 5)), (4, (0,)), (5, (2, 3, 4)), (6, (64,)), (7, (129,))):
+        state = np.array([seed, 2**32 - 1 - seed, 17 * seed, seed // 2], np.uint32)
+        yield Sample(lambda s, n=shape, c=seed: random_bits(s, n, c), (state,))
+    yield Sample(lambda s: random_bits(s, (3,), 0), (np.zeros(4, np.int32),), error=ShapeError, message="u32[4]")
