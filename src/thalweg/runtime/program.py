@@ -6,15 +6,73 @@ guards and errors are the caller's business.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
-from thalweg.graph import Graph
+from thalweg.config import settings
+from thalweg.errors import IndexRangeError, ThalwegError
+from thalweg.graph import Graph, Node
+from thalweg.graph.build import located_error
 from thalweg.interpret import interpret
+from thalweg.plan import Plan, Scope, Target
 
 Array = np.ndarray[Any, Any]
+
+
+class Program(Protocol):
+    """What every backend gives."""
+
+    graph: Graph
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]: ...
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def source(self) -> str: ...
+
+
+def compile_graph(
+    graph: Graph, backend: str | None = None, threads: int | None = None, machine: str = "native"
+) -> Program:
+    """The program of a traced graph.
+
+    `backend` is "c" or "numpy" (None: the THALWEG_BACKEND setting, else C where a compiler is found), `threads` how many
+    take part (None: the THALWEG_THREADS setting), `machine` the instruction set of the C compiler's flags.
+    """
+    chosen = backend or settings.backend
+    if chosen == "auto":
+        from thalweg.codegen.c.build import find_compiler
+
+        chosen = "c" if find_compiler() is not None else "numpy"
+        if chosen == "numpy":
+            _tell_missing_compiler()
+    return InterpretedProgram(graph) if chosen == "numpy" else NativeProgram(graph, threads, machine)
+
+
+def _tell_missing_compiler(told: list[bool] = []) -> None:  # noqa: B006 - the default remembers that it was said
+    if told:
+        return
+    told.append(True)
+    import warnings
+
+    from thalweg.codegen.c.build import MISSING_COMPILER
+
+    warnings.warn(f"running on the NumPy reference backend, which is slow: {MISSING_COMPILER}", stacklevel=2)
+
+
+def make_plan(graph: Graph, machine: str = "native") -> Plan:
+    """The plan of a traced graph for the C backend; needs no compiler."""
+    from thalweg.codegen.c.support import support
+    from thalweg.passes.pipeline import prepare
+    from thalweg.schedule import schedule
+
+    return schedule(prepare(graph, lambda node: False), Target(support(), machine))
 
 
 class InterpretedProgram:
@@ -32,3 +90,114 @@ class InterpretedProgram:
         for holder, array in zip(self.changed, results[count:], strict=True):
             holder.replace(np.array(array, order="C"))  # a copy of its own: the result may be a view of an input
         return [np.array(array, order="C") for array in results[:count]]
+
+    @cached_property
+    def plan(self) -> Plan:
+        return make_plan(self.graph)
+
+    @property
+    def source(self) -> str:
+        from thalweg.codegen.c.program import generate
+
+        return generate(self.plan).text
+
+
+class _Call(ctypes.Structure):
+    """The generated code's `program`: what one call works on."""
+
+    _fields_ = (
+        ("arena", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("io", ctypes.c_void_p),
+        ("error", ctypes.c_int32),
+    )
+
+
+class _Frame:
+    """Memory and pointer table of one call; concurrent calls take one each."""
+
+    def __init__(self, plan: Plan, threads: int, constants: Sequence[Array]) -> None:
+        from thalweg.runtime.memory import allocate
+
+        self.threads = threads
+        self.arena = allocate(plan.arena_bytes, role="arena")
+        self.scratch = allocate(plan.thread_bytes * threads, role="scratch")
+        self.first_constant = len(plan.inputs) + len(plan.state) + len(plan.outputs)
+        self.pointers = (ctypes.c_void_p * (self.first_constant + len(constants) + 1))()
+        for number, array in enumerate(constants):
+            self.pointers[self.first_constant + number] = array.ctypes.data
+        self.call = _Call(
+            self.arena.ctypes.data, self.scratch.ctypes.data, ctypes.cast(self.pointers, ctypes.c_void_p).value, 0
+        )
+        self.reference = ctypes.byref(self.call)
+
+
+class NativeProgram:
+    """The graph as a native library: scheduled, written as C, built (or found in the cache) and loaded."""
+
+    def __init__(self, graph: Graph, threads: int | None = None, machine: str = "native") -> None:
+        from thalweg.codegen.c import library
+        from thalweg.codegen.c.build import build, load, runtime_header
+        from thalweg.codegen.c.program import ENTRY, generate
+        from thalweg.runtime.pool import runtime_library
+
+        self.graph = graph
+        self.plan = make_plan(graph, machine)
+        self.threads = threads  # None: the setting at the time of each call
+        generated = generate(self.plan)
+        self.source = generated.text
+        self.failures = generated.failures
+        headers = {"vector.h": library.header(), "runtime.h": runtime_header()}
+        self.library = load(build([("program.c", generated.text)], machine, headers))
+        self.entry = getattr(self.library, ENTRY)
+        self.entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+        self.entry.restype = ctypes.c_int32
+        self.run = ctypes.cast(runtime_library().tw_run, ctypes.c_void_p)
+        scheduled = self.plan.graph
+        self.states = [(entry.holder, entry.after is not None) for entry in scheduled.state]
+        self.outputs = [(value.shape, value.dtype.numpy) for value in scheduled.outputs]
+        arrays = {id(v): n.op.value for n in scheduled.nodes for v in n.outputs if n.op.name == "constant"}  # type: ignore[attr-defined]
+        by_buffer = {
+            id(buffer): arrays[value]
+            for value, buffers in self.plan.buffers.items()
+            for buffer in buffers
+            if buffer.scope is Scope.CONSTANT
+        }
+        self.constants = [by_buffer[id(buffer)] for buffer in self.plan.constants]
+        self.frames: list[_Frame] = []
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        """Outputs for the inputs (row-major arrays of the graph's types); state is updated in place."""
+        from thalweg.runtime.pool import pool
+
+        threads = self.threads or settings.threads()
+        frame = self.frames.pop() if self.frames else None
+        if frame is None or frame.threads != threads:
+            frame = _Frame(self.plan, threads, self.constants)
+        outputs = [np.empty(shape, dtype) for shape, dtype in self.outputs]
+        pointers = frame.pointers
+        position = 0
+        for array in inputs:
+            pointers[position] = array.ctypes.data
+            position += 1
+        for holder, changes in self.states:
+            pointers[position] = (holder.storage_for_update() if changes else holder.data).ctypes.data
+            position += 1
+        for array in outputs:
+            pointers[position] = array.ctypes.data
+            position += 1
+        frame.call.error = 0
+        code = self.entry(pool(threads), self.run, frame.reference)
+        self.frames.append(frame)
+        if code:
+            raise self._failure(self.failures[code - 1], inputs)
+        return outputs
+
+    def _failure(self, node: Node, inputs: Sequence[Array]) -> ThalwegError:
+        """The error of an index out of range: the reference finds its value, for the state is as it was."""
+        try:
+            interpret(self.plan.graph, inputs, [holder.data for holder, _ in self.states])
+        except ThalwegError as error:
+            return error
+        types = [value.type for value in node.inputs]
+        return located_error(IndexRangeError("an index is out of range"), node.op, types, node.where, node.scope)
