@@ -8,7 +8,7 @@ with transpose flags, the gradients of each mode of the convolution are the two 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from thalweg.graph import AxisGroup, Kind, Op
 from thalweg.ops.core import apply, broadcast_shapes, composite, operand, primitive, promoted, require
 from thalweg.ops.movement import broadcast_to, reshape
 from thalweg.ops.reduction import sum as reduce_sum
+from thalweg.ops.samples import Sample, samples, special, values
 from thalweg.types import Type
 
 Array = np.ndarray[Any, Any]
@@ -614,20 +615,206 @@ def conv_transpose(
             f"conv_transpose: axis 1 (channels) of the input has size {x.shape[1]}, the weight "
             f"[input channels, output channels / groups, *kernel] of shape {w.shape} needs {w.shape[0]}"
         )
-    spatial = []
     extra = per_axis(output_padding, rank, "output_padding", 0)
+    spatial, pairs = [], []
     for size, kernel, more, step, spread, (low, high) in zip(
         x.shape[2:], w.shape[2:], extra, op.strides, op.dilation, op.padding, strict=True
     ):
-        if more >= max(step, spread):
+        if more >= max(step, spread) or more - high >= step:
             raise ArgumentError(
-                f"output_padding must be smaller than stride or dilation, received output_padding {output_padding!r}, "
-                f"stride {stride!r}, dilation {dilation!r}"
+                "output_padding must be smaller than stride (or than dilation, where padding + stride exceeds it), received "
+                f"output_padding {output_padding!r}, stride {stride!r}, dilation {dilation!r}, padding {padding!r}"
             )
         spatial.append((size - 1) * step - low - high + spread * (kernel - 1) + more + 1)
+        pairs.append((low, high if more < step else high - more))  # less of the full result is cut off at its end
         if size < 1 or spatial[-1] < 1:
             raise ShapeError(
                 f"conv_transpose of spatial sizes {x.shape[2:]} with padding {padding!r} would give an output of size "
                 f"{spatial[-1]}; sizes are at least 1"
             )
-    return _conv_transpose(x, w, bias, **op.attributes(), spatial=tuple(spatial))
+    attributes = {**op.attributes(), "padding": tuple(pairs), "spatial": tuple(spatial)}
+    return _conv_transpose(x, w, bias, **attributes)
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+@samples("matmul")
+def _matmul_samples() -> Iterator[Sample]:
+    def theirs(torch: Any, x: Any, y: Any) -> Any:
+        return torch.matmul(x, y)
+
+    shapes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+        ((2, 3), (3, 4)),
+        ((1, 1), (1, 1)),
+        ((7,), (7,)),
+        ((2, 3), (3,)),
+        ((3,), (3, 5)),
+        ((4, 2, 3), (3, 5)),
+        ((4, 2, 3), (4, 3, 5)),
+        ((5, 1, 2, 3), (4, 3, 2)),
+        ((2, 3), (4, 3, 2)),
+        ((4, 2, 3), (3,)),
+        ((0, 3), (3, 4)),
+        ((2, 0), (0, 4)),
+        ((3, 0, 2), (2, 4)),
+    )
+    for left, right in shapes:
+        yield Sample(matmul, (values(*left), values(*right, seed=1)), torch=theirs)
+    for flags in ((True, False), (False, True), (True, True)):
+        x = values(2, 4, 3) if flags[0] else values(2, 3, 4)
+        y = values(2, 5, 4) if flags[1] else values(2, 4, 5)
+        yield Sample(lambda a, b, op=MatMul(*flags): apply(op, a, b), (x, y))
+    yield Sample(matmul, (values(65, 129), values(129, 33)), torch=theirs, gradient=False, tolerance=10)
+    for dtype in ("float16", "bfloat16", "float64"):
+        yield Sample(matmul, (values(3, 9, dtype=dtype), values(9, 5, dtype=dtype)), torch=theirs, tolerance=4)
+    for dtype in ("int32", "int64", "uint8"):
+        x, y = (values(*shape, dtype=dtype, low=-9, high=99) for shape in ((3, 5), (5, 2)))
+        yield Sample(matmul, (x, y), torch=theirs)
+    yield Sample(matmul, (np.stack([special(), special()]), np.stack([special(), special()], 1)), torch=theirs, gradient=False)
+    yield Sample(matmul, (values(2, 3), values(2, 3)), error=ShapeError, message="transpose the second operand")
+    yield Sample(matmul, (values(2, 3), values(4)), error=ShapeError, message="received 3 and 4")
+    yield Sample(matmul, (values(2, 2, 3), values(5, 3, 2)), error=ShapeError, message="broadcast")
+    yield Sample(matmul, (values(), values(2, 2)), error=ShapeError, message="x * y")
+    yield Sample(matmul, (values(2, 2, dtype="bool"), values(2, 2, dtype="bool")), error=DTypeError, message="numbers")
+
+
+# (shape of x, shape of w, arguments): every attribute, odd sizes, 1 to 3 spatial axes
+_GEOMETRIES: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]], ...] = (
+    ((2, 1, 5, 6), (3, 1, 3, 3), {"padding": 1}),
+    ((2, 3, 6, 5), (4, 3, 2, 3), {"stride": (2, 1), "padding": (0, 2)}),
+    ((1, 2, 7, 8), (2, 2, 3, 2), {"dilation": (2, 3), "padding": 1}),
+    ((2, 4, 5, 5), (6, 2, 3, 3), {"groups": 2, "stride": 2}),
+    ((1, 3, 5, 4), (3, 1, 3, 3), {"groups": 3, "padding": 1}),
+    ((2, 3, 4, 4), (5, 3, 1, 1), {}),
+    ((2, 3, 9), (2, 3, 4), {"stride": 3, "padding": 2}),
+    ((1, 2, 3, 4, 5), (2, 2, 2, 3, 2), {"stride": (1, 2, 2), "padding": (1, 0, 1)}),
+    ((0, 2, 5, 5), (3, 2, 3, 3), {}),
+    ((2, 2, 8, 3), (1, 2, 3, 3), {"stride": 3, "padding": 1}),
+)
+
+
+def _torch_conv(rank: int, **options: Any) -> Any:
+    return lambda torch, *tensors: getattr(torch.nn.functional, f"conv{rank}d")(*tensors, **options)
+
+
+@samples("convolution", "conv")
+def _convolution_samples() -> Iterator[Sample]:
+    for x, w, options in _GEOMETRIES:
+        operands = (values(*x), values(*w, seed=1))
+        theirs = _torch_conv(len(x) - 2, **options)
+        yield Sample(conv, operands, options, torch=theirs, tolerance=2)
+        yield Sample(conv, (*operands, values(w[0], seed=2)), options, torch=theirs, tolerance=2)
+    same = {"padding": "same", "dilation": (1, 2)}
+    pair = (values(2, 3, 5, 6), values(4, 3, 4, 3))
+    yield Sample(
+        conv,
+        pair,
+        same,
+        torch=lambda torch, x, w: torch.conv2d(torch.nn.functional.pad(x, (2, 2, 1, 2)), w, dilation=(1, 2)),
+    )
+    yield Sample(conv, pair, {"padding": "valid"}, torch=_torch_conv(2))
+    yield Sample(
+        conv,
+        pair,
+        {"padding": ((1, 0), (0, 2))},
+        torch=lambda torch, x, w: torch.conv2d(torch.nn.functional.pad(x, (0, 2, 1, 0)), w),
+    )
+    for dtype in ("float16", "bfloat16", "float64"):
+        x, w = values(2, 3, 6, 5, dtype=dtype), values(4, 3, 3, 3, dtype=dtype)
+        yield Sample(conv, (x, w), {"padding": 1}, torch=_torch_conv(2, padding=1), tolerance=4)
+    line = special().reshape(1, 1, -1)
+    yield Sample(conv, (line, values(2, 1, 1)), {}, torch=_torch_conv(1))
+    yield from _bad_convolutions()
+
+
+def _bad_convolutions() -> Iterator[Sample]:
+    x, w = values(2, 3, 5, 5), values(4, 3, 3, 3)
+    for operands, options, error, message in (
+        ((x, values(4, 1, 3, 3)), {}, ShapeError, "axis 1 (channels) of the input has size 3"),
+        ((x, values(4, 3, 7, 7)), {}, ShapeError, "covers 7 elements of spatial axis 0"),
+        ((values(3, 5, 5), w), {}, ShapeError, "needs an input [batch, channels"),
+        ((x, values(4, 3)), {}, ShapeError, "1 to 3 kernel axes"),
+        ((x, values(4, 3, 0, 3)), {}, ShapeError, "without empty axes"),
+        ((values(2, 4, 5, 5), values(3, 2, 3, 3)), {"groups": 2}, ShapeError, "divided into 2 groups"),
+        ((x, w), {"stride": 0}, ArgumentError, "stride must be"),
+        ((x, w), {"stride": (1, 1, 1)}, ArgumentError, "stride must be"),
+        ((x, w), {"padding": -1}, ArgumentError, "padding must be"),
+        ((x, w), {"padding": "full"}, ArgumentError, '"same"'),
+        ((x, w), {"padding": "same", "stride": 2}, ArgumentError, "needs stride 1"),
+        ((values(2, 3, 5, 5, dtype="int32"), values(4, 3, 3, 3, dtype="int32")), {}, DTypeError, "floating-point"),
+        ((x, w, values(3)), {}, ShapeError, "each output channel"),
+    ):
+        yield Sample(conv, operands, options, error=error, message=message)
+
+
+def _gradient_sample(form: type[Convolution], x: Sequence[int], w: Sequence[int], dtype: str, **options: Any) -> Sample:
+    """One of the gradient modes by itself, on a cotangent of the shape that the convolution of x and w has."""
+    first, second = values(*x, dtype=dtype), values(*w, dtype=dtype, seed=1)
+    op = geometry(first, second, **{"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **options})
+    cotangent = values(*op.output_shape(x, w), dtype=dtype, seed=2)
+    if form is ConvolutionInputGradient:
+        shape, operands = tuple(x), (cotangent, second)
+        function, name = input_gradient, "input"
+    else:
+        shape, operands = tuple(w), (first, cotangent)
+        function, name = weight_gradient, "weight"
+    rank = len(x) - 2
+
+    def theirs(torch: Any, a: Any, b: Any) -> Any:
+        gradient = getattr(torch.nn.grad, f"conv{rank}d_{name}")
+        return gradient(shape, b, a, **options) if name == "input" else gradient(a, shape, b, **options)
+
+    return Sample(
+        lambda a, b: function(op, a, b, shape[2:]),
+        operands,
+        torch=theirs if 0 not in x else None,
+        torch_gradient=False,  # PyTorch's own gradients are tested through `conv` to second order
+        tolerance=4,
+    )
+
+
+@samples("convolution_input_gradient")
+def _input_gradient_samples() -> Iterator[Sample]:
+    for x, w, options in _GEOMETRIES:
+        yield _gradient_sample(ConvolutionInputGradient, x, w, "float32", **options)
+    yield _gradient_sample(ConvolutionInputGradient, (2, 3, 5, 6), (4, 3, 3, 3), "float64", padding=1)
+    yield _gradient_sample(ConvolutionInputGradient, (2, 3, 5, 6), (4, 3, 3, 3), "bfloat16", padding=1)
+
+
+@samples("convolution_weight_gradient")
+def _weight_gradient_samples() -> Iterator[Sample]:
+    for x, w, options in _GEOMETRIES:
+        yield _gradient_sample(ConvolutionWeightGradient, x, w, "float32", **options)
+    yield _gradient_sample(ConvolutionWeightGradient, (2, 3, 5, 6), (4, 3, 3, 3), "float64", padding=1)
+    yield _gradient_sample(ConvolutionWeightGradient, (2, 3, 5, 6), (4, 3, 3, 3), "float16", padding=1)
+
+
+@samples("conv_transpose")
+def _conv_transpose_samples() -> Iterator[Sample]:
+    def theirs(rank: int, **options: Any) -> Any:
+        return lambda torch, *tensors: getattr(torch.nn.functional, f"conv_transpose{rank}d")(*tensors, **options)
+
+    for x, w, options in (
+        ((2, 3, 4, 5), (3, 2, 3, 3), {"padding": 1}),
+        ((1, 2, 3, 4), (2, 3, 2, 3), {"stride": (2, 3), "padding": (0, 1), "output_padding": 1}),
+        ((2, 4, 3, 3), (4, 1, 3, 2), {"groups": 2, "stride": 2}),
+        ((1, 2, 4, 3), (2, 2, 3, 3), {"dilation": 2, "output_padding": (1, 0), "padding": 2}),
+        ((2, 3, 5), (3, 4, 4), {"stride": 2, "padding": 1}),
+        ((1, 2, 2, 3, 2), (2, 2, 2, 2, 3), {"stride": 2}),
+        ((0, 3, 4, 5), (3, 2, 3, 3), {}),
+    ):
+        channels = w[1] * int(options.get("groups", 1))  # type: ignore[call-overload]
+        operands = (values(*x), values(*w, seed=1))
+        yield Sample(conv_transpose, operands, options, torch=theirs(len(x) - 2, **options), tolerance=2)
+        operands = (*operands, values(channels, seed=2))
+        yield Sample(conv_transpose, operands, options, torch=theirs(len(x) - 2, **options), tolerance=2)
+    x, w = values(2, 3, 4, 4), values(3, 2, 3, 3)
+    for operands, options, error, message in (
+        ((values(2, 4, 4, 4), w), {}, ShapeError, "needs 3"),
+        ((x, w), {"output_padding": 1}, ArgumentError, "smaller than stride"),
+        ((x, w), {"padding": "same"}, ArgumentError, "as numbers"),
+        ((values(3, 4, 4), w), {}, ShapeError, "4 axes"),
+        ((x, values(3, 2, 1, 1)), {"padding": 3}, ShapeError, "sizes are at least 1"),
+    ):
+        yield Sample(conv_transpose, operands, options, error=error, message=message)

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from thalweg.ops.contraction import MatMul, in_float32, matmul
 from thalweg.ops.core import apply, composite, operand, promoted, require
 from thalweg.ops.movement import expand_dims, moveaxis, reshape, slice_axis, squeeze, transpose
 from thalweg.ops.reduction import sum as reduce_sum
+from thalweg.ops.samples import Sample, samples, special, values
 from thalweg.types import normalize_axis
 
 Array = np.ndarray[Any, Any]
@@ -346,3 +347,70 @@ def _as_matrices(
     rows, columns = (inner, outer) if right != flag else (outer, inner)
     lead = (math.prod(size[label] for label in batch),) if batch else ()
     return reshape(value, (*lead, rows, columns)), flag
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+@samples("linear")
+def _linear_samples() -> Iterator[Sample]:
+    def theirs(torch: Any, *tensors: Any) -> Any:
+        return torch.nn.functional.linear(*tensors)
+
+    for lead, inner, out in (((2,), 3, 4), ((), 5, 3), ((0,), 3, 2), ((1,), 1, 1), ((2, 3), 5, 7), ((4, 1, 2), 3, 5)):
+        x, weight = values(*lead, inner), values(out, inner, seed=1)
+        yield Sample(linear, (x, weight), torch=theirs)
+        yield Sample(linear, (x, weight, values(out, seed=2)), torch=theirs)
+    yield Sample(linear, (values(5, 400), values(120, 400), values(120)), torch=theirs, tolerance=10, gradient=False)
+    for dtype in ("float16", "bfloat16", "float64"):
+        x, weight, bias = (values(*shape, dtype=dtype) for shape in ((3, 5), (4, 5), (4,)))
+        yield Sample(linear, (x, weight, bias), torch=theirs, tolerance=8)
+    yield Sample(linear, (np.stack([special(), special()[::-1]]), values(3, special().size)))
+    yield Sample(linear, (values(2, 256), values(120, 400)), error=ShapeError, message="400 elements on its last axis")
+    yield Sample(linear, (values(2, 3), values(4, 3), values(3)), error=ShapeError, message="bias of shape (4,)")
+    yield Sample(linear, (values(2, 3), values(3)), error=ShapeError, message="[out features, in features]")
+    yield Sample(linear, (values(), values(4, 3)), error=ShapeError, message="0-d")
+
+
+@samples("matmul")
+def _einsum_samples() -> Iterator[Sample]:
+    def both(equation: str, *arrays: Array, gradient: bool | None = None) -> Sample:
+        return Sample(
+            lambda *operands: einsum(equation, *operands),
+            arrays,
+            gradient=gradient,
+            torch=lambda torch, *tensors: torch.einsum(equation, *tensors),
+        )
+
+    yield both("ij,kj->ik", values(2, 3), values(4, 3))
+    yield both("bqhd,bkhd->bhqk", values(2, 3, 2, 5), values(2, 4, 2, 5))
+    yield both("...ij,...jk->...ik", values(3, 1, 2, 3), values(2, 3, 4))
+    yield both("iij,jk,k", values(3, 3, 2), values(2, 4), values(4))
+    yield both("abc,cd,be->ade", values(2, 3, 4), values(4, 2), values(3, 5))
+    yield both("ij,jk->ik", values(2, 0), values(0, 3))
+    yield Sample(tensordot, (values(2, 3, 4), values(3, 4, 5)), torch=lambda torch, x, y: torch.tensordot(x, y, 2))
+    yield Sample(tensordot, (values(2, 3, 4), values(4, 2, 5)), {"axes": ((0, 2), (1, 0))})
+    yield Sample(dot, (values(2, 3), values(4, 3, 5)))
+    yield Sample(vecdot, (values(2, 3, 4), values(3, 1)), {"axis": 1}, error=ShapeError, message="axis")
+    yield Sample(vecdot, (values(2, 3), values(3)), torch=lambda torch, x, y: torch.linalg.vecdot(x, y))
+    for equation, message in (("ij,jk->ii", "must name one axis"), ("i.j,jk", "cannot read"), ("ij->i", "1 operands")):
+        yield Sample(
+            lambda x, y, text=equation: einsum(text, x, y),
+            (values(2, 3), values(3, 2)),
+            error=ArgumentError,
+            message=message,
+        )
+    yield Sample(lambda x, y: einsum("ij,jk", x, y), (values(2, 3), values(2, 3)), error=ShapeError, message="'j'")
+    yield Sample(lambda x, y: einsum("ij,j", x, y), (values(2, 3, 1), values(3)), error=ShapeError, message="names 2")
+    yield Sample(tensordot, (values(2, 3), values(2, 3)), {"axes": 1}, error=ShapeError, message="size 3")
+    yield Sample(tensordot, (values(2, 3), values(2, 3)), {"axes": 3}, error=ArgumentError, message="between 0")
+    yield Sample(outer, (values(2, 3), values(3)), error=ShapeError, message="two vectors")
+
+
+@samples("multiply")
+def _product_samples() -> Iterator[Sample]:
+    yield Sample(outer, (values(3), values(5)), torch=lambda torch, x, y: torch.outer(x, y))
+    yield Sample(outer, (values(0), values(5)))
+    yield Sample(lambda x, y: einsum("i,j->ji", x, y), (values(3), values(5)))
+    yield Sample(lambda x, y: einsum("ij,jk->ik", x, y), (values(2, 1), values(3, 4)))  # j broadcasts
+    yield Sample(dot, (values(), values(5)))
