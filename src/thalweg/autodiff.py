@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from thalweg.graph import Graph, Node, Value, apply, inline, located, remove_dead, trace_graph
-from thalweg.ops.core import Composite, expand
+from thalweg.ops.core import Composite
 from thalweg.ops.elementwise import add
 from thalweg.ops.sources import full
 from thalweg.types import Type
@@ -89,6 +89,8 @@ def _node_vjp(node: Node, received: Sequence[Value | None]) -> Sequence[Value | 
         residual_form = op.with_residuals()
         if residual_form is not None:
             outputs = apply(residual_form, node.inputs)
+    if op.partial_cotangents:
+        return op.vjp(node.inputs, outputs, received)
     return op.vjp(node.inputs, outputs, _filled(node.outputs, received))
 
 
@@ -107,23 +109,27 @@ def _body_vjp(op: Composite, inputs: Sequence[Value], received: Sequence[Value |
 
 @lru_cache(maxsize=4096)
 def _body_gradient(op: Composite, inputs: tuple[Type, ...], given: tuple[bool, ...]) -> tuple[Graph, tuple[bool, ...]]:
-    """The graph (inputs, given cotangents) -> gradients of a composite's body, and which inputs have a gradient.
+    return gradient_graph(op.body(*inputs), given)
+
+
+def gradient_graph(graph: Graph, given: Sequence[bool]) -> tuple[Graph, tuple[bool, ...]]:
+    """The graph (inputs, cotangents of the `given` outputs) -> gradients of `graph`, and which inputs have one.
 
     A graph of its own, so that it does not matter whether the current builder keeps the nodes of what it computes.
     """
     found: list[bool] = []
+    count = len(graph.inputs)
 
     def build(*values: Value) -> list[Value]:
-        sources, cotangents = values[: len(inputs)], iter(values[len(inputs) :])
-        results = expand(op, sources)
-        gradients = vjp(results, [next(cotangents) if exists else None for exists in given], sources)
+        cotangents = iter(values[count:])
+        results = inline(graph, values[:count])
+        gradients = vjp(results, [next(cotangents) if exists else None for exists in given], values[:count])
         found.extend(gradient is not None for gradient in gradients)
         return [gradient for gradient in gradients if gradient is not None]
 
-    outputs = op.infer(*inputs)
-    cotangents = [type for type, exists in zip(outputs, given, strict=True) if exists]
-    graph = trace_graph(build, [*inputs, *cotangents], f"{op.name}_gradient")
-    return remove_dead(graph), tuple(found)
+    sources = [*graph.inputs, *(value for value, exists in zip(graph.outputs, given, strict=True) if exists)]
+    traced = trace_graph(build, [value.type for value in sources], f"{graph.name}_gradient")
+    return remove_dead(traced), tuple(found)
 
 
 def zeros_like(value: Value) -> Value:

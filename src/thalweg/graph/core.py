@@ -230,6 +230,7 @@ class Op:
     kind: ClassVar[Kind]
     checked: ClassVar[bool] = False  # may it meet an index out of range while it runs?
     cost: ClassVar[int] = 1  # of one element beside an addition: what is dear is stored rather than computed again
+    partial_cotangents: ClassVar[bool] = False  # vjp takes None for an output without cotangent (else zeros come)
     combine: ClassVar[str | None] = None  # how partial results over a cut reduced axis combine: "sum", "max", ...
 
     def infer(self, *inputs: Type) -> tuple[Type, ...]:
@@ -257,6 +258,14 @@ class Op:
         if self.kind is Kind.REDUCTION:
             return sum(value.size for value in inputs)
         return 0
+
+    def with_residuals(self) -> Op | None:
+        """The same application with further outputs that its gradient needs, or None where it needs none."""
+        return None
+
+    def without_residuals(self) -> Op | None:
+        """Of an op made by `with_residuals`: the op that it was made from; else None."""
+        return None
 
     def narrowed(self, used: Sequence[bool], *inputs: Type) -> Narrowed | None:
         """The same application without what only unused outputs need, or None where it stays as it is."""
@@ -405,6 +414,9 @@ class Graph:
             for value in node.inputs:
                 if id(value) not in known:
                     raise GraphError(f"{self.name}: {node!r} reads a value before it is computed")
+            for attribute in node.op.attributes().values():
+                if isinstance(attribute, Graph):
+                    attribute.verify()
             inferred = node.op.infer(*(value.type for value in node.inputs))
             if tuple(inferred) != tuple(value.type for value in node.outputs):
                 raise GraphError(f"{self.name}: {node!r} does not have the types of its shape rule, {inferred}")

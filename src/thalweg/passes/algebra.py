@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from thalweg.graph import Kind, Op, Value
+from thalweg.ops.contraction import MatMul
 from thalweg.ops.elementwise import (
     Abs,
     Add,
@@ -43,13 +44,14 @@ from thalweg.ops.elementwise import (
     Subtract,
     Where,
 )
-from thalweg.ops.movement import Broadcast, Flip, Reshape, Transpose
+from thalweg.ops.movement import Broadcast, Concat, Flip, Pad, Reshape, Slice, Transpose
 from thalweg.ops.reduction import Max, Min, Prod, Sum
 from thalweg.ops.sources import Constant
 from thalweg.types import DType, Shape
 
 Make: TypeAlias = Callable[..., Value]  # make(op, *inputs): an application, itself simplified
 Inputs: TypeAlias = tuple[Value, ...]
+AnyOp = TypeVar("AnyOp", bound=Op)
 Rule: TypeAlias = Callable[[Make, Any, Inputs], Value | None]
 
 COMMUTATIVE = frozenset({Add, Multiply, Equal, BitwiseAnd, BitwiseOr, BitwiseXor})
@@ -58,6 +60,17 @@ COMMUTATIVE = frozenset({Add, Multiply, Equal, BitwiseAnd, BitwiseOr, BitwiseXor
 def applied(value: Value, op: type[Op]) -> Inputs | None:
     """The inputs of the node that computes `value`, if it applies `op`."""
     return value.node.inputs if value.node is not None and type(value.node.op) is op else None
+
+
+def op_of(value: Value, op: type[AnyOp]) -> AnyOp | None:
+    """The op of the node that computes `value`, if it is of this class."""
+    return value.node.op if value.node is not None and isinstance(value.node.op, op) else None
+
+
+def source(value: Value) -> Value:
+    """The first input of the node that computes `value`."""
+    assert value.node is not None
+    return value.node.inputs[0]
 
 
 def literal(value: Value) -> Any:
@@ -312,11 +325,9 @@ def _reshape(make: Make, op: Reshape, inputs: Inputs) -> Value | None:
 
 def _transpose(make: Make, op: Transpose, inputs: Inputs) -> Value | None:
     x = inputs[0]
-    inner = applied(x, Transpose)
+    inner = op_of(x, Transpose)
     if inner is not None:
-        assert x.node is not None
-        first = x.node.op.attributes()["permutation"]
-        return make(Transpose(tuple(first[axis] for axis in op.permutation)), inner[0])
+        return make(Transpose(tuple(inner.permutation[axis] for axis in op.permutation)), source(x))
     shape = tuple(x.shape[axis] for axis in op.permutation)
     scalar = repeated_scalar(x)
     if scalar is not None:
@@ -347,20 +358,130 @@ def _core(shape: Shape) -> Shape:
 
 
 def _flip(make: Make, op: Flip, inputs: Inputs) -> Value | None:
+    """Flipped twice is not flipped; neither is an axis along which all elements are equal."""
+    x, axis = inputs[0], set(op.axis)
+    inner = op_of(x, Flip)
+    if inner is not None:
+        x, axis = source(x), axis ^ set(inner.axis)
+    repeat = op_of(x, Broadcast)
+    still = set(repeat.repeated(source(x).type)) if repeat is not None else set()
+    axis = {a for a in axis if a not in still and x.shape[a] != 1}
+    if not axis:
+        return x
+    return make(Flip(tuple(sorted(axis))), x) if inner is not None or axis != set(op.axis) else None
+
+
+def _slice(make: Make, op: Slice, inputs: Inputs) -> Value | None:
     x = inputs[0]
-    axis = set(op.axis)
-    source = x
-    if applied(x, Flip) is not None:
-        assert x.node is not None
-        source = x.node.inputs[0]
-        axis ^= set(x.node.op.attributes()["axis"])
-    still = {a for a in axis if source.shape[a] == 1}
-    if source.node is not None and isinstance(source.node.op, Broadcast):
-        still.update(source.node.op.repeated(source.node.inputs[0].type))
-    axis -= still
-    if source is x and axis == set(op.axis):
+    shape = op.infer(x.type)[0].shape
+    if shape == x.shape:
+        return x
+    inner = op_of(x, Op)
+    if isinstance(inner, Slice):
+        starts = [a + b * step for a, b, step in zip(inner.starts, op.starts, inner.steps, strict=True)]
+        steps = [a * b for a, b in zip(inner.steps, op.steps, strict=True)]
+        stops = [a + (n - 1) * step + 1 if n else a for a, n, step in zip(starts, shape, steps, strict=True)]
+        return make(Slice(tuple(starts), tuple(stops), tuple(steps)), source(x))
+    if isinstance(inner, Broadcast):
+        repeated = inner.repeated(source(x).type)
+        cut = [axis for axis in range(x.ndim) if shape[axis] != x.shape[axis]]
+        return make(Broadcast(shape), source(x)) if all(axis in repeated for axis in cut) else None
+    if isinstance(inner, Pad):
+        return _slice_of_pad(make, op, inner, source(x))
+    parts = applied(x, Concat)
+    return _slice_of_concat(make, op, inner, parts) if isinstance(inner, Concat) and parts else None
+
+
+def _slice_of_pad(make: Make, op: Slice, inner: Pad, x: Value) -> Value | None:
+    """A slice that leaves out what a pad has added."""
+    starts = tuple(start - low for start, low in zip(op.starts, inner.low, strict=True))
+    stops = tuple(stop - low for stop, low in zip(op.stops, inner.low, strict=True))
+    inside = all(0 <= a <= b <= extent for a, b, extent in zip(starts, stops, x.shape, strict=True))
+    return make(Slice(starts, stops, op.steps), x) if inside else None
+
+
+def _slice_of_concat(make: Make, op: Slice, inner: Concat, parts: Inputs) -> Value | None:
+    """A slice that lies within one of the parts."""
+    start = 0
+    for part in parts:
+        low, high = op.starts[inner.axis] - start, op.stops[inner.axis] - start
+        if 0 <= low <= high <= part.shape[inner.axis]:
+            starts, stops = list(op.starts), list(op.stops)
+            starts[inner.axis], stops[inner.axis] = low, high
+            return make(Slice(tuple(starts), tuple(stops), op.steps), part)
+        start += part.shape[inner.axis]
+    return None
+
+
+def _pad(make: Make, op: Pad, inputs: Inputs) -> Value | None:
+    x = inputs[0]
+    if not any((*op.low, *op.high)):
+        return x
+    value = np.asarray(op.value, x.dtype.numpy)
+    number = literal(x)
+    if number is not None and number.tobytes() == value.tobytes():
+        return uniform(make, value, op.infer(x.type)[0].shape)
+    inner = op_of(x, Pad)
+    if inner is None or np.asarray(inner.value, x.dtype.numpy).tobytes() != value.tobytes():
         return None
-    return make(Flip(tuple(sorted(axis))), source) if axis else source
+    low = tuple(a + b for a, b in zip(op.low, inner.low, strict=True))
+    high = tuple(a + b for a, b in zip(op.high, inner.high, strict=True))
+    return make(Pad(low, high, op.value), source(x))
+
+
+def _concat(make: Make, op: Concat, inputs: Inputs) -> Value | None:
+    """Empty parts and parts that are concatenations themselves disappear; neighbouring slices of one value join again."""
+    parts: list[Value] = []
+    for value in inputs:
+        inner = op_of(value, Concat)
+        nested = applied(value, Concat) if inner is not None and inner.axis == op.axis else None
+        for part in nested or (value,):
+            joined = _joined(make, op.axis, parts[-1], part) if parts else None
+            if joined is not None:
+                parts[-1] = joined
+            elif part.shape[op.axis] != 0:
+                parts.append(part)
+    if not parts:
+        return inputs[0]
+    if len(parts) == 1:
+        return parts[0]
+    return make(op, *parts) if len(parts) != len(inputs) else None
+
+
+def _joined(make: Make, axis: int, first: Value, second: Value) -> Value | None:
+    """Two slices of one value that lie behind each other along `axis` as one slice."""
+    a, b = op_of(first, Slice), op_of(second, Slice)
+    if a is None or b is None or source(first) is not source(second):
+        return None
+    others = [i for i in range(first.ndim) if i != axis]
+    if a.steps != b.steps or a.steps[axis] != 1 or a.stops[axis] != b.starts[axis]:
+        return None
+    if any(a.starts[i] != b.starts[i] or a.stops[i] != b.stops[i] for i in others):
+        return None
+    return make(Slice(a.starts, b.stops, a.steps), source(first))
+
+
+# ---- contractions ---------------------------------------------------------------------------------------------------
+
+
+def _matmul(make: Make, op: MatMul, inputs: Inputs) -> Value | None:
+    """An operand whose last two axes are swapped before: the flag swaps them."""
+    x, y = (_swapped(value) for value in inputs)
+    if x is None and y is None:
+        return None
+    return make(
+        MatMul(op.transpose_a != (x is not None), op.transpose_b != (y is not None)),
+        inputs[0] if x is None else x,
+        inputs[1] if y is None else y,
+    )
+
+
+def _swapped(value: Value) -> Value | None:
+    op = op_of(value, Transpose)
+    if op is None:
+        return None
+    count = len(op.permutation)
+    return source(value) if op.permutation == (*range(count - 2), count - 1, count - 2) else None
 
 
 # ---- reductions -----------------------------------------------------------------------------------------------------
@@ -378,20 +499,19 @@ def _reduce_one(make: Make, op: Any, inputs: Inputs) -> Value | None:
 
 
 def _reduce_repeated(make: Make, op: Any, inputs: Inputs) -> Value | None:
-    """A reduction of a broadcast over the axes that the broadcast has made: the largest of equal numbers is the number."""
+    """A reduction of a broadcast over axes that the broadcast has made: the largest of equal numbers is the number."""
     x = inputs[0]
-    if x.node is None or not isinstance(x.node.op, Broadcast) or x.size == 0:
+    repeat = op_of(x, Broadcast)
+    if repeat is None or x.size == 0 or (isinstance(op, Sum) and not _is_exact(x)):
         return None
-    if isinstance(op, Sum) and not _is_exact(x):
-        return None
-    source = x.node.inputs[0]
-    made = x.node.op.repeated(source.type)
+    repeated = source(x)
+    made = repeat.repeated(repeated.type)
     if not op.axis or any(axis not in made for axis in op.axis):
         return None
     kept = tuple(extent for axis, extent in enumerate(x.shape) if axis not in op.axis)
-    offset = x.ndim - source.ndim
-    inner = tuple(source.shape[a - offset] for a in range(offset, x.ndim) if a not in op.axis)
-    result = make(Broadcast(kept), make(Reshape(inner), source))
+    offset = x.ndim - repeated.ndim
+    inner = tuple(repeated.shape[a - offset] for a in range(offset, x.ndim) if a not in op.axis)
+    result = make(Broadcast(kept), make(Reshape(inner), repeated))
     if not isinstance(op, Sum):
         return result
     count = math.prod(int(x.shape[axis]) for axis in op.axis)
@@ -444,6 +564,10 @@ RULES: dict[type[Op], tuple[Rule, ...]] = {
     Transpose: (_transpose,),
     Broadcast: (_broadcast,),
     Flip: (_flip,),
+    Slice: (_slice,),
+    Pad: (_pad,),
+    Concat: (_concat,),
+    MatMul: (_matmul,),
     Sum: (_reduce_one, _reduce_repeated),
     Prod: (_reduce_one,),
     Max: (_reduce_one, _reduce_repeated),

@@ -18,7 +18,6 @@ import numpy as np
 from thalweg.errors import ThalwegError
 from thalweg.graph import Graph, Kind, Narrowed, Node, Op, Value, add_lines, builder, remove_dead, rewrite
 from thalweg.ops import elementwise
-from thalweg.ops.core import Composite
 from thalweg.ops.movement import Broadcast
 from thalweg.ops.sources import Constant
 from thalweg.passes import algebra
@@ -54,53 +53,43 @@ class Sweep:
     def run(self) -> Graph:
         return rewrite(self.graph, self._rule)
 
-    def _residual_forms(self) -> set[tuple[object, ...]]:
-        """(op, inputs) of the composites that autodiff has replaced and whose residuals are used."""
-        return {
-            (node.op.key(), *map(id, node.inputs))
-            for node in self.graph.nodes
-            if isinstance(node.op, Composite)
-            and node.op.definition.plain_form is not None
-            and self._narrow_form(node.op, node) is None
-        }
+    def _residual_forms(self) -> dict[tuple[object, ...], Op]:
+        """For (op, inputs): its residual form, where autodiff has appended that and the residuals are used."""
+        found: dict[tuple[object, ...], Op] = {}
+        for node in self.graph.nodes:
+            plain = node.op.without_residuals()
+            if plain is not None:
+                count = len(plain.infer(*[value.type for value in node.inputs]))
+                if any(id(value) in self.used for value in node.outputs[count:]):
+                    found.setdefault((plain.key(), *map(id, node.inputs)), node.op)
+        return found
 
     def _rule(self, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
         self.node = node
         op = node.op
-        if self.descend:
-            op = with_subgraphs(op, simplify)
-        if isinstance(op, Composite):
-            merged = self._with_residuals(op, node, inputs)
-            if merged is not None:
-                return merged
-        if len(node.outputs) > 1:
+        if self.residual_forms:
+            # Autodiff appends residual forms behind the forward nodes: they move to the place of the plain ones.
+            op = self.residual_forms.get((op.key(), *map(id, node.inputs)), op)
+            self.changed |= op is not node.op
+        count = len(node.outputs)
+        if op is node.op and count > 1:
             narrowed = self._narrowed(op, node, inputs)
             if narrowed is not None:
                 return narrowed
-        return self.make(op, inputs, [value.type for value in node.outputs])
+        types = [value.type for value in node.outputs] if op is node.op else None
+        return self.make(self._descended(op), inputs, types)[:count]
 
-    def _with_residuals(self, op: Composite, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
-        """The residual form in place of the plain composite, if it is applied to the same inputs anywhere.
-
-        Autodiff appends it behind the forward nodes; here it moves to the first of the two.
-        """
-        residual_form = op.with_residuals()
-        if residual_form is None or (residual_form.key(), *map(id, node.inputs)) not in self.residual_forms:
-            return None
-        self.changed = True
-        return self.make(residual_form, inputs)[: len(node.outputs)]
-
-    def _narrow_form(self, op: Op, node: Node) -> Narrowed | None:
-        used = [id(value) in self.used for value in node.outputs]
-        return None if all(used) else op.narrowed(used, *[value.type for value in node.inputs])
+    def _descended(self, op: Op) -> Op:
+        return with_subgraphs(op, simplify) if self.descend else op
 
     def _narrowed(self, op: Op, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
-        """A smaller op where some outputs are not used. Their places are filled with values that nobody reads."""
-        found = self._narrow_form(op, node)
+        """A smaller op where some outputs are not used: their places are filled with values that nobody reads."""
+        used = [id(value) in self.used for value in node.outputs]
+        found = None if all(used) else op.narrowed(used, *[value.type for value in inputs])
         if found is None:
             return None
         self.changed = True
-        outputs = self.make(found.op, tuple([inputs[position] for position in found.inputs]))
+        outputs = self.make(self._descended(found.op), tuple([inputs[position] for position in found.inputs]))
         return [
             Value(value.type) if position is None else outputs[position]
             for value, position in zip(node.outputs, found.outputs, strict=True)
