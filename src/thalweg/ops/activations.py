@@ -7,8 +7,10 @@ or is more exact than the body's. Called by users, `nn` and the other composites
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from thalweg import types
 from thalweg.errors import ArgumentError
@@ -34,6 +36,7 @@ from thalweg.ops.elementwise import (
 from thalweg.ops.movement import reshape, squeeze
 from thalweg.ops.reduction import max as reduce_max
 from thalweg.ops.reduction import sum as reduce_sum
+from thalweg.ops.samples import Sample, samples, special, values
 from thalweg.types import normalize_axes, normalize_axis
 
 
@@ -419,3 +422,168 @@ def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     """log(sum(exp(x))) over `axis` (None: all), computed without overflow; of nothing it is -inf."""
     x = floating(x)
     return _logsumexp(x, axis=normalize_axes(axis, x.ndim), keepdims=bool(keepdims))
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def _activation_samples(
+    function: Any,
+    theirs: str,
+    options: Sequence[dict[str, Any]] = ({},),
+    kinks: Sequence[float] = (),
+    scale: float = 4,
+    like_torch: Sequence[str] = ("special", "float16", "bfloat16", "float64"),
+) -> Iterator[Sample]:
+    """Samples of an elementwise function with the PyTorch function of that name.
+
+    `like_torch` names the inputs on which PyTorch is as exact as we are.
+    """
+
+    def compare(**given: Any) -> Any:
+        return lambda torch, x: getattr(torch.nn.functional, theirs)(x, **given)
+
+    for given in options:
+        x = values(3, 5, low=-8, high=8, avoid=kinks)
+        yield Sample(function, (x,), given, torch=compare(**given), tolerance=scale)
+        extreme = compare(**given) if "special" in like_torch else None
+        yield Sample(function, (special(),), given, torch=extreme, torch_gradient=False, tolerance=scale)
+    for shape in ((), (0,), (2, 3, 1)):
+        yield Sample(function, (values(*shape, low=-4, high=4, avoid=kinks),), torch=compare(), tolerance=scale)
+    for dtype in ("float16", "bfloat16", "float64"):
+        x = values(7, 9, dtype=dtype, low=-6, high=6, avoid=kinks)
+        yield Sample(function, (x,), torch=compare() if dtype in like_torch else None, tolerance=scale)
+    yield Sample(function, (values(4, dtype="int32", low=-5, high=5),))
+    yield Sample(function, (np.array([[0.0, -0.0], [30.0, -30.0]], np.float32),), gradient=False, torch=compare(), tolerance=scale)
+
+
+@samples("relu")
+def _relu_samples() -> Iterator[Sample]:
+    yield from _activation_samples(relu, "relu", kinks=(0.0,))
+    with_nan = np.array([1.0, np.nan, -1.0, np.inf, -np.inf], np.float32)
+    yield Sample(relu, (with_nan,), torch=lambda torch, x: torch.relu(x))
+
+
+@samples("leaky_relu")
+def _leaky_relu_samples() -> Iterator[Sample]:
+    options = ({}, {"negative_slope": 0.3}, {"negative_slope": -0.5})
+    yield from _activation_samples(leaky_relu, "leaky_relu", options, kinks=(0.0,))
+    yield Sample(leaky_relu, (values(3),), {"negative_slope": "0.1"}, error=ArgumentError, message="number")
+
+
+@samples("hardtanh")
+def _hardtanh_samples() -> Iterator[Sample]:
+    options = ({}, {"min_val": -2.0, "max_val": 0.5})
+    yield from _activation_samples(hardtanh, "hardtanh", options, kinks=(-2.0, -1.0, 0.5, 1.0))
+    yield from _activation_samples(relu6, "relu6", kinks=(0.0, 6.0))
+    bounds = np.array([-1.0, 1.0, 0.0], np.float32)
+    yield Sample(hardtanh, (bounds,), gradient=False, torch=lambda torch, x: torch.nn.functional.hardtanh(x))
+    yield Sample(hardtanh, (bounds,), {"min_val": 2.0}, error=ArgumentError, message="min_val <= max_val")
+
+
+@samples("elu")
+def _elu_samples() -> Iterator[Sample]:
+    yield from _activation_samples(elu, "elu", ({}, {"alpha": 0.7}), kinks=(0.0,))
+    yield from _activation_samples(selu, "selu", kinks=(0.0,))
+
+
+@samples("sigmoid")
+def _sigmoid_samples() -> Iterator[Sample]:
+    yield from _activation_samples(sigmoid, "sigmoid")
+    yield Sample(sigmoid, (values(5, low=-90, high=90),), torch=lambda torch, x: torch.sigmoid(x), tolerance=4)
+
+
+@samples("logsigmoid")
+def _logsigmoid_samples() -> Iterator[Sample]:
+    yield from _activation_samples(logsigmoid, "logsigmoid")
+
+
+@samples("softplus")
+def _softplus_samples() -> Iterator[Sample]:
+    yield from _activation_samples(softplus, "softplus", ({}, {"beta": 2.0}, {"beta": 0.5, "threshold": 1.0}), kinks=(2.0,))
+    yield Sample(softplus, (values(3),), {"beta": 0}, error=ArgumentError, message="beta")
+
+
+@samples("silu")
+def _silu_samples() -> Iterator[Sample]:
+    yield from _activation_samples(silu, "silu")
+
+
+@samples("mish")
+def _mish_samples() -> Iterator[Sample]:
+    yield from _activation_samples(mish, "mish")
+
+
+@samples("hardsigmoid")
+def _hardsigmoid_samples() -> Iterator[Sample]:
+    yield from _activation_samples(
+        hardsigmoid, "hardsigmoid", kinks=(-3.0, 3.0), like_torch=("special", "float16", "bfloat16")
+    )
+
+
+@samples("hardswish")
+def _hardswish_samples() -> Iterator[Sample]:
+    yield from _activation_samples(
+        hardswish, "hardswish", kinks=(-3.0, 3.0), like_torch=("float16", "bfloat16", "float64")
+    )
+
+
+@samples("gelu")
+def _gelu_samples() -> Iterator[Sample]:
+    yield from _activation_samples(gelu, "gelu", ({}, {"approximate": "tanh"}), scale=8, like_torch=("float16", "bfloat16", "float64"))
+    yield Sample(gelu, (values(3),), {"approximate": "erf"}, error=ArgumentError, message='"tanh"')
+
+
+@samples("divide")
+def _softsign_samples() -> Iterator[Sample]:
+    yield Sample(softsign, (values(3, 5, avoid=(0.0,)),), torch=lambda torch, x: torch.nn.functional.softsign(x))
+
+
+@samples("multiply")
+def _glu_samples() -> Iterator[Sample]:
+    yield Sample(glu, (values(3, 6),), torch=lambda torch, x: torch.nn.functional.glu(x))
+    yield Sample(glu, (values(4, 3),), {"axis": 0}, torch=lambda torch, x: torch.nn.functional.glu(x, 0))
+    yield Sample(glu, (values(4, 3),), error=ArgumentError, message="even size")
+
+
+def _softmax_samples_of(function: Any, name: str) -> Iterator[Sample]:
+    def compare(axis: int = -1) -> Any:
+        return lambda torch, x: getattr(torch, name)(x, axis)
+
+    for shape, axis in (((5,), 0), ((3, 5), 1), ((3, 5), 0), ((2, 3, 4), -2), ((1, 1), 0), ((), -1), ((0, 3), 1), ((3, 0), 1)):
+        theirs = compare(axis) if 0 not in shape else None
+        yield Sample(function, (values(*shape),), {"axis": axis}, torch=theirs, tolerance=2)
+    yield Sample(function, (values(9, 33, low=-40, high=40),), torch=compare(), tolerance=4)
+    yield Sample(function, (values(3, 5, low=9000, high=9100),), torch=compare(), tolerance=2, gradient=False)
+    infinite = np.array([[-np.inf] * 3, [np.inf, 1, 2], [-np.inf, 1, 2], [np.nan, 1, 2]], np.float32)
+    yield Sample(function, (infinite,), torch=compare())
+    for dtype in ("float16", "bfloat16", "float64"):
+        yield Sample(function, (values(3, 10, dtype=dtype),), torch=compare(), tolerance=2)
+    yield Sample(function, (values(3, 4, dtype="int32", low=-3, high=3),))
+    yield Sample(function, (values(3, 4),), {"axis": 2}, error=ArgumentError, message="expected -2 to 1")
+
+
+@samples("softmax")
+def _softmax_samples() -> Iterator[Sample]:
+    yield from _softmax_samples_of(softmax, "softmax")
+
+
+@samples("log_softmax")
+def _log_softmax_samples() -> Iterator[Sample]:
+    yield from _softmax_samples_of(log_softmax, "log_softmax")
+
+
+@samples("logsumexp")
+def _logsumexp_samples() -> Iterator[Sample]:
+    def compare(axis: Any, keepdims: bool = False) -> Any:
+        return lambda torch, x: torch.logsumexp(x, axis, keepdims)
+
+    for shape, axis in (((5,), 0), ((3, 5), 1), ((3, 5), (0, 1)), ((2, 3, 4), (0, -1)), ((0, 3), 1)):
+        yield Sample(logsumexp, (values(*shape),), {"axis": axis}, torch=compare(axis), tolerance=2)
+        yield Sample(logsumexp, (values(*shape),), {"axis": axis, "keepdims": True}, torch=compare(axis, True), tolerance=2)
+    yield Sample(logsumexp, (values(),), torch=compare(()))
+    yield Sample(logsumexp, (values(3, 0),), {"axis": 1}, gradient=False, torch=compare(1))
+    infinite = np.array([[-np.inf] * 3, [np.inf, 1, 2], [-np.inf, 1, 2], [np.nan, 1, 2]], np.float32)
+    yield Sample(logsumexp, (infinite,), {"axis": 1}, torch=compare(1))
+    for dtype in ("float16", "bfloat16", "float64"):
+        yield Sample(logsumexp, (values(3, 10, dtype=dtype),), {"axis": 1}, torch=compare(1), tolerance=2)

@@ -23,6 +23,7 @@ from thalweg.ops.core import apply, cast, composite, floating, operand, primitiv
 from thalweg.ops.elementwise import floor_divide, where
 from thalweg.ops.movement import reshape
 from thalweg.ops.reduction import argmax, mean
+from thalweg.ops.samples import Sample, samples, special, values
 from thalweg.ops.sources import constant, iota
 from thalweg.types import Type
 
@@ -506,3 +507,163 @@ def _pooled_input(x: Any) -> Any:
     if x.ndim < 3:
         raise ShapeError(f"pooling needs a tensor [batch, channels, *spatial], received shape {x.shape}")
     return x
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+# (shape of x, kernel, arguments)
+_WINDOWS: tuple[tuple[tuple[int, ...], Any, dict[str, Any]], ...] = (
+    ((2, 3, 4, 6), 2, {}),
+    ((1, 2, 5, 7), (3, 2), {"stride": (2, 3), "padding": (1, 0)}),
+    ((2, 1, 7, 5), 3, {"stride": 2, "padding": 1, "ceil_mode": True}),
+    ((2, 2, 5, 6), 2, {"stride": 3, "padding": 1, "ceil_mode": True}),
+    ((1, 2, 6, 5), 3, {"stride": 1, "padding": 1}),
+    ((2, 3, 7), 3, {"stride": 2}),
+    ((1, 2, 3, 4, 5), 2, {"stride": (1, 2, 2), "padding": (1, 0, 1)}),
+    ((0, 2, 4, 4), 2, {}),
+    ((2, 2, 4, 4), 1, {"stride": 1}),
+)
+
+
+def _spread_values(*shape: int, dtype: str = "float32") -> Array:
+    return values(*shape, dtype=dtype, distinct=True)
+
+
+@samples("max_pool")
+def _max_pool_samples() -> Iterator[Sample]:
+    def theirs(rank: int, *positional: Any, **options: Any) -> Any:
+        return lambda torch, x: getattr(torch.nn.functional, f"max_pool{rank}d")(x, *positional, **options)
+
+    dilated: tuple[Any, ...] = ((2, 1, 7, 6), (2, 3), {"stride": 1, "dilation": (3, 2), "padding": 1})
+    for shape, kernel, options in (*_WINDOWS, dilated):
+        rank, x = len(shape) - 2, _spread_values(*shape)
+        compare = theirs(rank, kernel, **options) if 0 not in shape else None
+        yield Sample(max_pool, (x,), {"kernel_size": kernel, **options}, torch=compare)
+        options = {**options, "return_indices": True}
+        compare = theirs(rank, kernel, **options) if 0 not in shape else None
+        yield Sample(max_pool, (x,), {"kernel_size": kernel, **options}, gradient=False, torch=compare)
+    plane = np.resize(special(), (2, 2, 5, 6))
+    plane[0, 1] = -np.inf
+    plane[1, 0] = 1.0
+    options = {"stride": 2, "padding": 1, "return_indices": True}
+    yield Sample(max_pool, (plane,), {"kernel_size": 3, **options}, gradient=False, torch=theirs(2, 3, **options))
+    for dtype in ("float16", "bfloat16", "float64", "int32"):
+        x = values(2, 2, 4, 5, dtype=dtype, low=-9, high=9)
+        yield Sample(max_pool, (x,), {"kernel_size": 2}, gradient=False)
+    x = values(2, 3, 4, 4)
+    for kernel, options, error, message in (
+        (5, {}, ShapeError, "covers 5 elements of spatial axis 0"),
+        ((2, 2, 2), {}, ArgumentError, "kernel_size must be"),
+        (2, {"padding": 2}, ArgumentError, "half of the window"),
+        (2, {"stride": 0}, ArgumentError, "stride must be"),
+    ):
+        yield Sample(max_pool, (x,), {"kernel_size": kernel, **options}, error=error, message=message)
+    yield Sample(max_pool, (values(3, 4),), {"kernel_size": 2}, error=ShapeError, message="1 to 3 spatial axes")
+    yield Sample(max_pool, (values(1, 1, 4, dtype="bool"),), {"kernel_size": 2}, error=DTypeError, message="numbers")
+
+
+def _indexed(shape: tuple[int, ...], kernel: Any, options: dict[str, Any]) -> tuple[MaxPool, Array]:
+    x = _spread_values(*shape)
+    windows = Windows.of(x, kernel, options.get("stride"), options.get("padding", 0), 1, "ceil_mode" in options)
+    op = MaxPool(windows.kernel, windows.strides, windows.pairs(shape[2:]), windows.dilation)
+    return op, op.reference(x)[1]
+
+
+@samples("max_unpool")
+def _max_unpool_samples() -> Iterator[Sample]:
+    for shape, kernel, options in _WINDOWS:
+        op, indices = _indexed(shape, kernel, options)
+        unpool = MaxUnpool(*op.attributes().values(), shape[2:])
+        yield Sample(lambda g, i, op=unpool: apply(op, g, i), (values(*indices.shape), indices))
+        for dtype in ("float64", "bfloat16"):
+            yield Sample(lambda g, i, op=unpool: apply(op, g, i), (values(*indices.shape, dtype=dtype), indices))
+
+
+@samples("max_pool_gather")
+def _max_pool_gather_samples() -> Iterator[Sample]:
+    for shape, kernel, options in _WINDOWS:
+        op, indices = _indexed(shape, kernel, options)
+        gather = MaxPoolGather(*op.attributes().values())
+        yield Sample(lambda x, i, op=gather: apply(op, x, i), (values(*shape), indices))
+    yield Sample(lambda x, i: apply(gather, x, i), (values(*shape), indices[1:]), error=ShapeError, message="indices")
+
+
+@samples("average_pool", "sum_pool")
+def _average_pool_samples() -> Iterator[Sample]:
+    def theirs(rank: int, kernel: Any, **options: Any) -> Any:
+        return lambda torch, x: getattr(torch.nn.functional, f"avg_pool{rank}d")(x, kernel, **options)
+
+    for shape, kernel, options in _WINDOWS:
+        compare = theirs(len(shape) - 2, kernel, **options) if 0 not in shape else None
+        yield Sample(average_pool, (values(*shape),), {"kernel_size": kernel, **options}, torch=compare)
+    for options in (
+        {"padding": 1, "count_include_pad": False},
+        {"stride": 2, "ceil_mode": True, "count_include_pad": False, "padding": 1},
+        {"padding": 1, "divisor_override": 5},
+    ):
+        x = values(2, 3, 6, 7)
+        yield Sample(average_pool, (x,), {"kernel_size": 3, **options}, torch=theirs(2, 3, **options))
+    for dtype in ("float16", "bfloat16", "float64"):
+        yield Sample(average_pool, (values(2, 3, 4, 6, dtype=dtype),), {"kernel_size": 2}, torch=theirs(2, 2))
+    yield Sample(average_pool, (values(2, 3, 4, dtype="int32", high=9),), {"kernel_size": 2})
+    yield Sample(average_pool, (np.resize(special(), (1, 2, 20)),), {"kernel_size": 3}, torch=theirs(1, 3))
+    x = values(2, 3, 4, 4)
+    yield Sample(average_pool, (x,), {"kernel_size": 2, "padding": 2}, error=ArgumentError, message="half")
+    yield Sample(average_pool, (x,), {"kernel_size": 2, "divisor_override": 0}, error=ArgumentError)
+    yield Sample(average_pool, (x,), {"kernel_size": 5}, error=ShapeError, message="covers 5")
+
+
+@samples("sum_unpool")
+def _sum_unpool_samples() -> Iterator[Sample]:
+    for shape, kernel, options in _WINDOWS:
+        op, indices = _indexed(shape, kernel, options)
+        unpool = SumUnpool(*op.attributes().values(), shape[2:])
+        yield Sample(lambda g, op=unpool: apply(op, g), (values(*indices.shape),))
+    yield Sample(lambda g: apply(unpool, g), (values(2, 2, 3, 4),), error=ShapeError, message="spatial sizes")
+
+
+@samples("adaptive_average_pool")
+def _adaptive_average_pool_samples() -> Iterator[Sample]:
+    yield from _adaptive_samples(adaptive_average_pool, "adaptive_avg_pool")
+    yield Sample(adaptive_average_pool, (values(2, 2, 5, dtype="bfloat16"),), {"output_size": 3})
+
+
+@samples("adaptive_max_pool")
+def _adaptive_max_pool_samples() -> Iterator[Sample]:
+    yield from _adaptive_samples(adaptive_max_pool, "adaptive_max_pool")
+    x = np.resize(special(), (1, 2, 25))
+    compare = lambda torch, t: torch.nn.functional.adaptive_max_pool1d(t, 4)  # noqa: E731
+    yield Sample(adaptive_max_pool, (x,), {"output_size": 4}, torch=compare)
+
+
+def _adaptive_samples(function: Any, name: str) -> Iterator[Sample]:
+    for shape, size in (
+        ((2, 3, 6, 4), (3, 2)),
+        ((2, 3, 5, 7), (3, 4)),
+        ((1, 2, 5, 5), 1),
+        ((1, 2, 3, 4), (5, None)),
+        ((2, 3, 7), 3),
+        ((1, 2, 4, 3, 5), (2, 2, 3)),
+        ((0, 2, 5, 5), 2),
+    ):
+        compare = lambda torch, x, n=f"{name}{len(shape) - 2}d", s=size: getattr(torch.nn.functional, n)(x, s)
+        yield Sample(
+            function, (_spread_values(*shape),), {"output_size": size}, torch=compare if 0 not in shape else None
+        )
+    x = values(2, 3, 4, 4)
+    yield Sample(function, (x,), {"output_size": (2, 2, 2)}, error=ArgumentError, message="2 entries")
+    yield Sample(function, (x,), {"output_size": 0}, error=ArgumentError, message="output_size must be")
+    yield Sample(function, (values(3, 4),), {"output_size": 2}, error=ShapeError, message="spatial axes")
+    yield Sample(function, (values(1, 1, 0, 4),), {"output_size": 2}, error=ShapeError, message="not empty")
+
+
+@samples("mean")
+def _global_average_pool_samples() -> Iterator[Sample]:
+    yield Sample(global_average_pool, (values(2, 3, 4, 5),), torch=lambda torch, x: x.mean((2, 3)))
+    yield Sample(global_average_pool, (values(2, 3),), error=ShapeError, message="spatial")
+
+
+@samples("argmax")
+def _global_max_pool_samples() -> Iterator[Sample]:
+    compare = lambda torch, x: torch.nn.functional.adaptive_max_pool2d(x, 1).flatten(1)  # noqa: E731
+    yield Sample(global_max_pool, (_spread_values(2, 3, 4, 5),), torch=compare)
