@@ -21,10 +21,11 @@ import numpy as np
 from thalweg import types
 from thalweg.config import settings
 from thalweg.errors import ArgumentError
-from thalweg.graph import Graph, Value
+from thalweg.graph import Graph, Value, current
+from thalweg.graph.build import location
 from thalweg.tensor import eager, nest
 from thalweg.tensor.guards import Guards, Traceable
-from thalweg.tensor.state import ForkSafeLock, Holder, acquire, epoch, join_locks
+from thalweg.tensor.state import ForkSafeLock, Holder, Parameter, acquire, epoch, join_locks
 from thalweg.tensor.tensor import Tensor, wrap
 from thalweg.tensor.trace import Trace, leaked, tracing
 from thalweg.types import DType, Type
@@ -61,11 +62,12 @@ def make_program(graph: Graph, backend: str | None, threads: int | None) -> Any:
 class _Key:
     """The key of a call's arguments, and the arrays and objects among them."""
 
-    __slots__ = ("arrays", "history", "objects", "parts")
+    __slots__ = ("arrays", "history", "objects", "parts", "values")
 
     def __init__(self) -> None:
         self.parts: list[Any] = []
         self.arrays: list[Array] = []
+        self.values: list[Value | None] = []  # for each array the tensor's value, None for arrays of NumPy
         self.objects: list[Any] = []  # arguments that are compared by identity
         self.history = False  # whether some tensor is being differentiated in eager mode
 
@@ -81,12 +83,14 @@ class _Key:
             if not array.flags.c_contiguous:
                 array = value.data = np.asarray(array, order="C")  # the same values: once is enough
             self.arrays.append(array)
+            self.values.append(value)
             if value.node is not None:
                 self.history = True
         elif kind is np.ndarray or isinstance(item, (np.ndarray, np.generic)):
             dtype = types.dtype(item.dtype)
             self.parts += (dtype, item.shape)
             self.arrays.append(np.asarray(item, dtype.numpy, order="C"))
+            self.values.append(None)
         elif kind is float:
             self.parts += (float, struct.pack("<d", item))
         elif kind in (int, bool, str, bytes) or item is None or isinstance(item, (DType, complex)):
@@ -133,12 +137,15 @@ class Entry:
         self.programs = programs  # all that this signature has had, for example for train() and for eval()
         self.captured = [tensor for _, tensor in trace.captured.values()]
         self.captured_arrays = [np.asarray(tensor._value.data, order="C") for tensor in self.captured]
-        self.differentiable = any(tensor._value.node is not None for tensor in self.captured)
-        self.changed: Holder | None = None
         changed = [entry.holder for entry in graph.state if entry.after is not None]
-        if changed:
-            self.changed = changed[0]
-            join_locks(changed)
+        join_locks(changed)
+        self.changed: Holder | None = changed[0] if changed else None
+        # What updates parameters is a step, whose results have no history; other calls have, eagerly.
+        self.is_step = any(isinstance(holder, Parameter) for holder in changed)
+        self.differentiable = any(tensor._value.node is not None for tensor in self.captured) or any(
+            isinstance(entry.holder, Parameter) and entry.holder.trainable for entry in graph.state
+        )
+        self.call_op: eager.CompiledCall | None = None
         self.epoch = -1
         self.guards: Guards | None = None
         self.program: Any = None
@@ -152,6 +159,17 @@ class Entry:
                 return "an argument is another object"
         assert self.guards is not None
         return self.guards.broken()
+
+
+def _run(entry: Entry, inputs: list[Array]) -> Any:
+    """The program's outputs; what changes state holds the lock of the state."""
+    if entry.changed is None:
+        return entry.program(inputs)
+    lock = acquire(entry.changed)
+    try:
+        return entry.program(inputs)
+    finally:
+        lock.release()
 
 
 class Compiled(Traceable):
@@ -169,32 +187,43 @@ class Compiled(Traceable):
     # ---- calling --------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if tracing():
+        if tracing() or current() is not None:
             return self.traced_function(*args, **kwargs)
         key = _Key()
         for item in args:
             key.add(item)
         if kwargs:
             key.add(kwargs)
-        if key.history and eager.mode.recording:
-            return self.traced_function(*args, **kwargs)  # eagerly, so that the result has a history
         entry = self._entries.get(tuple(key.parts))
         if entry is None or entry.program is None or entry.stale(key.objects) is not None:
             entry = self._entry(args, kwargs, key, run=True)
         inputs = key.arrays + entry.captured_arrays if entry.captured_arrays else key.arrays
-        if entry.changed is None:
-            outputs = entry.program(inputs)
+        if (key.history or entry.differentiable) and eager.mode.recording and not entry.is_step:
+            tensors = [wrap(value, None) for value in self._recorded(entry, key, inputs)]
         else:
-            lock = acquire(entry.changed)
-            try:
-                outputs = entry.program(inputs)
-            finally:
-                lock.release()
-        types = [value.type for value in entry.graph.outputs]
-        tensors = [wrap(Value(type, None, 0, array), None) for type, array in zip(types, outputs, strict=True)]
+            types = [value.type for value in entry.graph.outputs]
+            outputs = _run(entry, inputs)
+            tensors = [wrap(Value(type, None, 0, array), None) for type, array in zip(types, outputs, strict=True)]
         if entry.only_output:
             return tensors[0]
         return nest.map_nest(lambda leaf, _: tensors[leaf.index] if type(leaf) is _Slot else leaf, entry.result)
+
+    def _recorded(self, entry: Entry, key: _Key, inputs: list[Array]) -> list[Value]:
+        """A call that becomes one step of the eager history. What it read stays as it was: hence before the call."""
+        arguments = [
+            Value(types.type_of(array), None, 0, array) if value is None else value
+            for value, array in zip(key.values, key.arrays, strict=True)
+        ]
+        captured = [tensor._value for tensor in entry.captured]
+        state = [holder.holder._read() for holder in entry.graph.state]
+        if entry.call_op is None:
+            entry.call_op = eager.CompiledCall(entry.graph)
+        outputs = _run(entry, inputs)
+        known = [value.type for value in entry.graph.outputs]
+        node = eager.HistoryNode(entry.call_op, (*arguments, *captured, *state), known, outputs, *location())
+        return [
+            value if value.dtype.is_floating else Value(value.type, None, 0, value.data) for value in node.outputs
+        ]
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else BoundCompiled(self, instance)

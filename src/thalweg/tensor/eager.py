@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from thalweg.autodiff import gradient_graph
 from thalweg.errors import GraphError, ThalwegError
-from thalweg.graph import Builder, Kind, Node, Op, Value
+from thalweg.graph import Builder, Graph, Kind, Node, Op, Value, inline, remove_dead
 from thalweg.graph.build import located_error, location
 from thalweg.ops.core import Composite
 from thalweg.types import Span, Type, type_of
@@ -107,6 +108,33 @@ class Released(Op):
 
     def key(self) -> tuple[Any, ...]:
         return (Released, id(self))
+
+
+class CompiledCall(Op):
+    """A call of a compiled function as one step of a history; its gradient is that of the traced graph.
+
+    The inputs are those of the graph, state included; the outputs are the graph's.
+    """
+
+    name = "compiled_call"
+    kind = Kind.OPAQUE
+
+    def __init__(self, graph: Graph) -> None:
+        sources, outputs = graph.sources, graph.outputs
+        self.graph = remove_dead(Graph(sources, graph.nodes, outputs, (), graph.name))
+        self._gradient: tuple[Graph, tuple[bool, ...]] | None = None
+
+    def key(self) -> tuple[Any, ...]:
+        return (CompiledCall, id(self))
+
+    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        given = [value.dtype.is_floating for value in outputs]
+        if self._gradient is None:
+            self._gradient = gradient_graph(self.graph, given)
+        graph, found = self._gradient
+        received = [gradient for gradient, exists in zip(cotangents, given, strict=True) if exists]
+        results = iter(inline(graph, [*inputs, *received]))
+        return [next(results) if exists else None for exists in found]
 
 
 class EagerBuilder(Builder):

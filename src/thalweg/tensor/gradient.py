@@ -274,7 +274,7 @@ def _unused(name: str, target: Tensor, outputs: Sequence[Tensor]) -> GradientErr
     elif trace is None and all(output._read().node is None for output in outputs):
         reasons = (
             "the loss has no history at all: it depends on no trainable Parameter, was computed inside no_grad, or by a "
-            "compiled function (compile the whole step, gradient and update included)"
+            "compiled function that changes parameters (take the gradient inside that function)"
         )
     return GradientError(
         f"the loss does not depend on {name}, {target.type}; {reasons}. "
