@@ -1,0 +1,47 @@
+"""Optimisers, gradient clipping and learning-rate schedules, with PyTorch's names, arguments and formulas."""
+
+from thalweg.optim.adagrad import Adagrad
+from thalweg.optim.adam import Adam, AdamW
+from thalweg.optim.clipping import clip_by_norm, clip_by_value, global_norm
+from thalweg.optim.optimizer import Optimizer, ParameterGroup
+from thalweg.optim.rmsprop import RMSprop
+from thalweg.optim.schedules import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    Schedule,
+    SequentialLR,
+    StepLR,
+)
+from thalweg.optim.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "ChainedScheduler",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "Optimizer",
+    "ParameterGroup",
+    "PolynomialLR",
+    "RMSprop",
+    "Schedule",
+    "SequentialLR",
+    "StepLR",
+    "clip_by_norm",
+    "clip_by_value",
+    "global_norm",
+]
