@@ -1,24 +1,25 @@
 """Losses: composites with PyTorch's semantics and argument names.
 
-`reduction` is "mean", "sum" or "none". Class indices are checked where they are looked up: one outside of the classes
+`reduction` is "mean", "sum" or "none". Weights are constants: no gradient flows to them. Class indices are checked where they are looked up: one outside of the classes
 raises `IndexRangeError` when the program runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from thalweg import types
-from thalweg.errors import ArgumentError, DTypeError
+from thalweg.errors import ArgumentError, DTypeError, IndexRangeError, ShapeError
 from thalweg.ops.activations import number, sigmoid, softplus, wide
 from thalweg.ops.core import apply, cast, composite, floating, operand, promoted, require
 from thalweg.ops.elementwise import (
     abs,
     equal,
     exp,
-    greater,
     less,
     log,
     log1p,
@@ -31,6 +32,7 @@ from thalweg.ops.indexing import Gather
 from thalweg.ops.movement import broadcast_to, expand_dims, moveaxis, reshape
 from thalweg.ops.reduction import max as reduce_max
 from thalweg.ops.reduction import sum as reduce_sum
+from thalweg.ops.samples import Sample, samples, values
 from thalweg.ops.sources import iota
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -49,6 +51,11 @@ def _reduced(losses: Any, reduction: str) -> Any:
         return losses
     total = reduce_sum(losses)
     return total if reduction == "sum" else total / losses.size
+
+
+def _constant(weight: Any, x: Any) -> Any:
+    """A weight in the scores' type, without gradient."""
+    return None if weight is None else stop_gradient(cast(weight, x.dtype))
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------
@@ -140,8 +147,9 @@ def nll_loss(
     """
     _check_reduction(reduction)
     x = floating(input)
-    weight = None if weight is None else cast(weight, x.dtype)
-    return _nll_loss(x, operand(target), weight, ignore_index=int(ignore_index), reduction=reduction)
+    return _nll_loss(
+        x, operand(target), _constant(weight, x), ignore_index=int(ignore_index), reduction=reduction
+    )
 
 
 @composite
@@ -269,11 +277,10 @@ def cross_entropy(
     x, target = floating(input), operand(target)
     if target.dtype.is_floating:
         target = cast(target, x.dtype)
-    weight = None if weight is None else cast(weight, x.dtype)
     return _cross_entropy(
         x,
         target,
-        weight,
+        _constant(weight, x),
         ignore_index=int(ignore_index),
         reduction=reduction,
         label_smoothing=float(label_smoothing),
@@ -392,8 +399,7 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, *, reducti
     `weight` broadcasts against the input. Use `binary_cross_entropy_with_logits` for scores: it is exact.
     """
     x, target = _pair(input, target, reduction)
-    weight = None if weight is None else cast(weight, x.dtype)
-    return _binary_cross_entropy(x, target, weight, reduction=reduction)
+    return _binary_cross_entropy(x, target, _constant(weight, x), reduction=reduction)
 
 
 @composite
@@ -438,7 +444,7 @@ def binary_cross_entropy_with_logits(
     `weight` and `pos_weight` (a factor on the loss of positive targets) broadcast against the input.
     """
     x, target = _pair(input, target, reduction)
-    weight, pos_weight = (None if value is None else cast(value, x.dtype) for value in (weight, pos_weight))
+    weight, pos_weight = _constant(weight, x), _constant(pos_weight, x)
     return _binary_cross_entropy_with_logits(x, target, weight, pos_weight, reduction=reduction)
 
 
@@ -449,8 +455,7 @@ def _kl_div(x: Any, target: Any, *, log_target: bool, reduction: str) -> Any:
     if log_target:
         losses = exp(truth) * (truth - given)
     else:
-        positive = greater(truth, 0)
-        entropy = where(positive, truth * log(where(positive, truth, 1.0)), truth * 0.0)
+        entropy = truth * log(where(equal(truth, 0), 1.0, truth))
         losses = entropy - truth * given
     if reduction == "batchmean":
         return cast(reduce_sum(losses) / (x.shape[0] if x.ndim else 1), x.dtype)
@@ -465,3 +470,195 @@ def kl_div(input: Any, target: Any, *, reduction: str = "mean", log_target: bool
     """
     x, target = _pair(input, target, reduction, (*REDUCTIONS, "batchmean"))
     return _kl_div(x, target, log_target=bool(log_target), reduction=reduction)
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def _positive(*shape: int, dtype: str = "float32", seed: int = 0) -> np.ndarray[Any, Any]:
+    return values(*shape, dtype=dtype, low=0.1, high=0.9, seed=seed)
+
+
+def _class_targets(shape: tuple[int, ...], classes: int, ignored: int | None = None) -> np.ndarray[Any, Any]:
+    target = values(*shape, dtype="int64", low=0, high=classes)
+    if ignored is not None:
+        target.reshape(-1)[::3] = ignored
+    return target
+
+
+def _indexed_samples(function: Any, name: str, options: Sequence[dict[str, Any]]) -> Iterator[Sample]:
+    """Samples with class indices, with and without weights, for every given set of arguments."""
+    for given in options:
+        theirs = lambda torch, *a, g=given: getattr(torch.nn.functional, name)(*a, **g)
+        for shape in ((4, 5), (2, 3, 4), (3, 4, 2, 2), (5,), (1, 1), (1, 3)):
+            classes = shape[0] if len(shape) == 1 else shape[1]
+            target = _class_targets(() if len(shape) == 1 else (shape[0], *shape[2:]), classes)
+            yield Sample(function, (values(*shape), target), given, torch=theirs, tolerance=2)
+            if shape in ((4, 5), (3, 4, 2, 2)):
+                target = _class_targets(target.shape, classes, given.get("ignore_index", -100))
+                weighted, compare = _weighted(function, theirs, given, _positive(classes))
+                yield Sample(weighted, (values(*shape), target), torch=compare, tolerance=2)
+    theirs = lambda torch, *a: getattr(torch.nn.functional, name)(*a)
+    ignored = np.full(3, -100)
+    yield Sample(function, (values(3, 4), ignored), gradient=False, torch=theirs, torch_gradient=False)
+    yield Sample(function, (values(0, 4), ignored[:0]), gradient=False, torch=theirs, torch_gradient=False)
+    for dtype in ("float16", "bfloat16", "float64"):
+        x, target = values(4, 5, dtype=dtype), _class_targets((4,), 5)
+        yield Sample(function, (x, target), torch=theirs, tolerance=2)
+        yield Sample(function, (x, target.astype("int32" if dtype == "float64" else "uint8")), tolerance=2)
+    labels = np.array([0, 3])
+    yield Sample(function, (values(2, 3), labels), error=IndexRangeError, message="index 3")
+    yield Sample(function, (values(2, 3), labels - 1), error=IndexRangeError, message="index -1")
+    yield Sample(function, (values(2, 3), labels[:1]), error=ShapeError, message="class indices of shape (2,)")
+    yield Sample(function, (values(), labels), error=ShapeError, message="0-d")
+    yield Sample(function, (values(2, 3), labels > 0), error=DTypeError, message="integer class indices")
+    yield Sample(function, (values(2, 3), labels, values(2)), error=ShapeError, message="each of the 3 classes")
+    yield Sample(function, (values(2, 3), labels), {"reduction": "max"}, error=ArgumentError, message="'mean'")
+
+
+def _weighted(function: Any, theirs: Any, options: dict[str, Any], weight: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """Both functions with a fixed weight."""
+
+    def ours(x: Any, target: Any) -> Any:
+        return function(x, target, weight, **options)
+
+    def compare(torch: Any, x: Any, target: Any) -> Any:
+        return theirs(torch, x, target, torch.tensor(weight))
+
+    return ours, compare
+
+
+@samples("nll_loss")
+def _nll_loss_samples() -> Iterator[Sample]:
+    options: tuple[dict[str, Any], ...] = ({}, {"reduction": "sum"}, {"reduction": "none", "ignore_index": 1})
+    yield from _indexed_samples(nll_loss, "nll_loss", options)
+    yield Sample(nll_loss, (values(2, 3), values(2, 3)), error=DTypeError, message="integer class indices")
+
+
+@samples("cross_entropy")
+def _cross_entropy_samples() -> Iterator[Sample]:
+    options: tuple[dict[str, Any], ...] = (
+        {},
+        {"reduction": "sum", "label_smoothing": 0.1},
+        {"reduction": "none", "ignore_index": 1, "label_smoothing": 0.3},
+        {"label_smoothing": 0.2},
+        {"reduction": "none"},
+    )
+    yield from _indexed_samples(cross_entropy, "cross_entropy", options)
+    for given in options:
+        theirs = lambda torch, *a, g=given: torch.nn.functional.cross_entropy(*a, **g)
+        if "ignore_index" in given:
+            continue  # for class indices only
+        for shape in ((4, 5), (2, 3, 4), (5,)):
+            yield Sample(cross_entropy, (values(*shape), _positive(*shape, seed=1)), given, torch=theirs, tolerance=2)
+        weighted, compare = _weighted(cross_entropy, theirs, given, _positive(4))
+        yield Sample(weighted, (values(3, 4, 2), _positive(3, 4, 2, seed=1)), torch=compare, tolerance=2)
+    theirs = lambda torch, *a: torch.nn.functional.cross_entropy(*a)
+    large = values(4, 10, low=-1e4, high=1e4)
+    yield Sample(cross_entropy, (large, _class_targets((4,), 10)), torch=theirs, gradient=False, tolerance=2)
+    infinite = np.array([[-np.inf, 1, 2], [np.inf, 1, 2], [np.nan, 1, 2]], np.float32)
+    yield Sample(cross_entropy, (infinite, np.array([1, 1, 1])), {"reduction": "none"}, torch=_no_reduction)
+    yield Sample(cross_entropy, (values(2, 3), values(2)), error=ShapeError, message="class probabilities")
+    yield Sample(
+        cross_entropy, (values(2, 3), np.array([0, 1])), {"label_smoothing": 1.5}, error=ArgumentError, message="between"
+    )
+
+
+def _no_reduction(torch: Any, x: Any, target: Any) -> Any:
+    return torch.nn.functional.cross_entropy(x, target, reduction="none")
+
+
+def _pair_samples(
+    function: Any,
+    theirs: str | Callable[..., Any],
+    x: Callable[..., Any],
+    target: Callable[..., Any],
+    options: Sequence[dict[str, Any]] = ({},),
+) -> Iterator[Sample]:
+    """Samples of a loss between two tensors of one shape; `theirs` is PyTorch's name of it, or a function."""
+
+    def compare(**given: Any) -> Any:
+        if callable(theirs):
+            return lambda torch, *operands: theirs(torch, *operands, **given)
+        return lambda torch, *operands: getattr(torch.nn.functional, theirs)(*operands, **given)
+
+    for given in options:
+        for reduction in REDUCTIONS:
+            attributes = {**given, "reduction": reduction}
+            for shape in ((3, 5), (), (2, 1, 7)):
+                operands = (x(*shape), target(*shape, seed=7))
+                yield Sample(function, operands, attributes, torch=compare(**attributes), tolerance=4)
+    for dtype in ("float16", "bfloat16", "float64"):
+        operands = (x(4, 6, dtype=dtype), target(4, 6, dtype=dtype, seed=7))
+        yield Sample(function, operands, options[-1], torch=compare(**options[-1]), tolerance=4)
+    yield Sample(function, (x(0), target(0)), gradient=False, torch=compare(), torch_gradient=False)
+    yield Sample(function, (x(0, 3), target(0, 3)), {"reduction": "sum"})
+    yield Sample(function, (values(3, 1), values(3)), error=ShapeError, message="equal shapes")
+    yield Sample(function, (values(3), values(3)), {"reduction": "avg"}, error=ArgumentError, message="'mean'")
+
+
+@samples("mse_loss")
+def _mse_loss_samples() -> Iterator[Sample]:
+    yield from _pair_samples(mse_loss, "mse_loss", values, values)
+
+
+@samples("l1_loss")
+def _l1_loss_samples() -> Iterator[Sample]:
+    yield from _pair_samples(l1_loss, "l1_loss", values, values)
+    equal_values = np.zeros(3, np.float32)
+    theirs = lambda torch, *a: torch.nn.functional.l1_loss(*a)  # noqa: E731
+    yield Sample(l1_loss, (equal_values, equal_values), gradient=False, torch=theirs)
+
+
+@samples("huber_loss")
+def _huber_loss_samples() -> Iterator[Sample]:
+    yield from _pair_samples(huber_loss, "huber_loss", values, values, ({}, {"delta": 0.3}))
+    yield from _pair_samples(smooth_l1_loss, "smooth_l1_loss", values, values, ({}, {"beta": 0.3}))
+    yield Sample(huber_loss, (values(3), values(3)), {"delta": 0.0}, error=ArgumentError, message="delta")
+    yield Sample(smooth_l1_loss, (values(3), values(3)), {"beta": -1.0}, error=ArgumentError, message="beta")
+
+
+@samples("binary_cross_entropy")
+def _binary_cross_entropy_samples() -> Iterator[Sample]:
+    name = "binary_cross_entropy"
+    yield from _pair_samples(binary_cross_entropy, name, _positive, _positive)
+    theirs = lambda torch, *a: torch.nn.functional.binary_cross_entropy(*a)  # noqa: E731
+    weighted, compare = _weighted(binary_cross_entropy, theirs, {}, _positive(4))
+    yield Sample(weighted, (_positive(3, 4), _positive(3, 4, seed=1)), torch=compare, tolerance=4)
+    ends = np.array([0.0, 1.0, 0.0, 1.0], np.float32)
+    operands = (ends, ends[::-1].copy())  # PyTorch does not cut the logarithms of the target's gradient
+    yield Sample(binary_cross_entropy, operands, gradient=False, torch=theirs, torch_gradient=False)
+
+
+@samples("binary_cross_entropy_with_logits")
+def _binary_cross_entropy_with_logits_samples() -> Iterator[Sample]:
+    function, name = binary_cross_entropy_with_logits, "binary_cross_entropy_with_logits"
+    yield from _pair_samples(function, name, values, _positive)
+    weight, factor = _positive(3, 1), values(4, low=0.5, high=3)
+    for reduction in REDUCTIONS:
+        theirs = lambda torch, x, y, r=reduction: torch.nn.functional.binary_cross_entropy_with_logits(
+            x, y, torch.tensor(weight), reduction=r, pos_weight=torch.tensor(factor)
+        )
+        weighted = lambda x, y, r=reduction: function(x, y, weight, factor, reduction=r)
+        yield Sample(weighted, (values(3, 4), _positive(3, 4, seed=1)), torch=theirs, tolerance=4)
+    theirs = lambda torch, *a: torch.nn.functional.binary_cross_entropy_with_logits(*a)
+    yield Sample(function, (values(6, low=-200, high=200), _positive(6)), torch=theirs, gradient=False, tolerance=4)
+
+
+@samples("kl_div")
+def _kl_div_samples() -> Iterator[Sample]:
+    def mean_of_all(torch: Any, *operands: Any, reduction: str = "mean", **options: Any) -> Any:
+        # PyTorch warns that its "mean" is not the divergence
+        mean = reduction == "mean"
+        found = torch.nn.functional.kl_div(*operands, reduction="sum" if mean else reduction, **options)
+        return found / operands[0].numel() if mean else found
+
+    yield from _pair_samples(kl_div, mean_of_all, values, _positive)
+    yield from _pair_samples(kl_div, mean_of_all, values, values, ({"log_target": True},))
+    theirs = lambda torch, *a: torch.nn.functional.kl_div(*a, reduction="batchmean")  # noqa: E731
+    yield Sample(kl_div, (values(3, 4), _positive(3, 4)), {"reduction": "batchmean"}, torch=theirs)
+    zeros = np.array([0.0, 0.5, 0.0], np.float32)
+    theirs = lambda torch, *a: torch.nn.functional.kl_div(*a, reduction="sum")  # noqa: E731
+    yield Sample(
+        kl_div, (values(3), zeros), {"reduction": "sum"}, gradient=False, torch=theirs, torch_gradient=False
+    )
