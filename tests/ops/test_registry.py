@@ -69,13 +69,15 @@ def _library_ops() -> list[str]:
     return sorted(name for name, entry in REGISTRY.items() if _library(entry))
 
 
-# ---- comparison -----------------------------------------------------------------------------------------------------
+# ---- comparison --------------------------------------------------------------------------------------------
 
 _EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 
 
 def assert_close(actual: Array, expected: Array, tolerance: float = 1.0, what: str = "result") -> None:
-    """Equal shape and type; floating numbers within 64 rounding steps of the largest finite magnitude around them."""
+    """Equal shape and type; floating numbers within 64 rounding steps of the largest finite magnitude around
+    them.
+    """
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, expected {expected.dtype}"
     if not types.dtype(actual.dtype).is_floating:
@@ -86,7 +88,7 @@ def assert_close(actual: Array, expected: Array, tolerance: float = 1.0, what: s
     np.testing.assert_allclose(wide, target, rtol=allowed, atol=allowed, err_msg=what)
 
 
-# ---- completeness ---------------------------------------------------------------------------------------------------
+# ---- completeness ------------------------------------------------------------------------------------------
 
 
 @cache
@@ -95,7 +97,7 @@ def _in_gradients() -> frozenset[str]:
     found: set[str] = set()
     for _, _, sample in all_samples():
         if sample.checks_gradient:
-            graph = gradient_graph(sample.build, sample.types)
+            graph = gradient_graph(sample.build, sample.types, sample.constants)
             found.update(node.op.name for node in _nodes(graph, bodies=True))
     return frozenset(found)
 
@@ -105,7 +107,9 @@ def test_every_op_has_samples(name: str) -> None:
     good = [sample for sample in _samples(name) if sample.error is None]
     if not good and isinstance(REGISTRY[name], CompositeDefinition) and name in _in_gradients():
         return  # part of another op's gradient, checked with it
-    assert len(good) >= 8, f"{name} has {len(good)} samples, at least 8 are needed: see thalweg/ops/samples.py"
+    assert len(good) >= 8, (
+        f"{name} has {len(good)} samples, at least 8 are needed: see thalweg/ops/samples.py"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(sampled_ops()))
@@ -123,27 +127,34 @@ def test_samples_check_gradients(name: str) -> None:
         assert sum(sample.checks_gradient for sample in _samples(name)) >= 2
 
 
-# ---- values ---------------------------------------------------------------------------------------------------------
+# ---- values ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "position"), GOOD)
 def test_values(name: str, position: int) -> None:
-    """The op is in the graph, its shape rule agrees with its reference, its body with its explicit reference."""
+    """The op is in the graph, its shape rule and its body agree with its reference."""
     sample, graph = _samples(name)[position], _graph(name, position).verify()
-    assert name in {node.op.name for node in _nodes(graph, bodies=True)}, f"this sample of {name} does not use {name}"
+    assert name in {node.op.name for node in _nodes(graph, bodies=True)}, (
+        f"this sample of {name} does not use {name}"
+    )
     before = [array.copy() for array in sample.inputs]
     results = interpret(graph, sample.inputs)  # raises where shape rule and reference differ
     for value, result in zip(graph.outputs, results, strict=True):
         assert types.type_of(result) == value.type
     for array, copy in zip(sample.inputs, before, strict=True):
         assert array.tobytes() == copy.tobytes(), "the reference changed its input"
-    expanded = trace_graph(lambda *values: _expand(graph, values), sample.types)
-    for number, (result, plain) in enumerate(zip(results, interpret(expanded, sample.inputs), strict=True)):
+    expanded = interpret(_expanded(name, position), sample.inputs)
+    for number, (result, plain) in enumerate(zip(results, expanded, strict=True)):
         assert_close(plain, result, sample.tolerance, f"body of {name}, result {number}")
 
 
+def _expanded(name: str, position: int) -> Graph:
+    graph = _graph(name, position)
+    return trace_graph(lambda *values: _expand(graph, values), [value.type for value in graph.inputs])
+
+
 def _expand(graph: Graph, inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """`graph` inlined into the current builder with every composite replaced by its body, down to primitives."""
+    """`graph` inlined into the current builder, every composite replaced by its body, down to primitives."""
     known = {id(old): new for old, new in zip(graph.inputs, inputs, strict=True)}
     for node in graph.nodes:
         given = [known[id(value)] for value in node.inputs]
@@ -173,7 +184,7 @@ SMOOTH = [pytest.param(name, i, id=f"{name}-{i}") for name, i, s in all_samples(
 def test_gradients(name: str, position: int) -> None:
     sample = _samples(name)[position]
     differentiable = any(value.dtype.is_floating for value in _graph(name, position).outputs)
-    assert (check_gradient(sample.build, sample.inputs) > 0) is differentiable
+    assert (check_gradient(sample.build, sample.inputs, constants=sample.constants) > 0) is differentiable
 
 
 @pytest.mark.parametrize(("name", "position"), BAD)
@@ -186,12 +197,14 @@ def test_bad_input(name: str, position: int) -> None:
     assert len(str(caught.value)) > 20, "an unhelpful error message is a bug"
 
 
-# ---- axis rules -----------------------------------------------------------------------------------------------------
+# ---- axis rules --------------------------------------------------------------------------------------------
 
 
 def _applications(name: str, position: int) -> list[tuple[Op, list[Array]]]:
-    """The op's nodes in a sample's graph with the arrays that they receive."""
+    """The op's nodes in a sample's graph (or in its composites' bodies) with the arrays that they receive."""
     sample, graph = _samples(name)[position], _graph(name, position)
+    if all(node.op.name != name for node in graph.nodes):
+        graph = _expanded(name, position)
     wanted = [node for node in graph.nodes if node.op.name == name]
     values = [value for node in wanted for value in node.inputs]
     traced = Graph(graph.inputs, graph.nodes, tuple(values))
@@ -213,7 +226,9 @@ def _taken(arrays: Sequence[Array], axes: Sequence[int | None], positions: Array
 
 
 def check_axes(op: Op, arrays: Sequence[Array], tolerance: float = 1.0) -> int:
-    """Check every axis group of one application by running it on rearranged inputs; returns how many were checked."""
+    """Check every axis group of one application by running it on rearranged inputs; returns how many were
+    checked.
+    """
     expected = _run(op, arrays)
     groups = op.axes(*(types.type_of(array) for array in arrays))
     for side, ranks in (("inputs", [a.ndim for a in arrays]), ("outputs", [r.ndim for r in expected])):
@@ -224,8 +239,12 @@ def check_axes(op: Op, arrays: Sequence[Array], tolerance: float = 1.0) -> int:
             assert len(set(used)) == len(used), f"{op.name}: an axis of {side} {number} is in two groups"
     checked = 0
     for group in groups:
-        extents = {array.shape[axis] for array, axis in zip(arrays, group.inputs, strict=True) if axis is not None}
-        extents |= {array.shape[axis] for array, axis in zip(expected, group.outputs, strict=True) if axis is not None}
+        extents = {
+            array.shape[axis] for array, axis in zip(arrays, group.inputs, strict=True) if axis is not None
+        }
+        extents |= {
+            array.shape[axis] for array, axis in zip(expected, group.outputs, strict=True) if axis is not None
+        }
         assert len(extents) == 1, f"{op.name}: {group} joins axes of sizes {extents}"
         (extent,) = extents
         if extent < 2:
@@ -236,7 +255,12 @@ def check_axes(op: Op, arrays: Sequence[Array], tolerance: float = 1.0) -> int:
 
 
 def _check_group(
-    op: Op, arrays: Sequence[Array], expected: Sequence[Array], group: AxisGroup, extent: int, tolerance: float
+    op: Op,
+    arrays: Sequence[Array],
+    expected: Sequence[Array],
+    group: AxisGroup,
+    extent: int,
+    tolerance: float,
 ) -> None:
     order = np.random.Generator(np.random.PCG64(extent)).permutation(extent)
     order = order if not np.array_equal(order, np.arange(extent)) else order[::-1]
@@ -264,7 +288,12 @@ _COMBINE: dict[str, Callable[..., Any]] = {
 
 
 def _check_combine(
-    op: Op, arrays: Sequence[Array], expected: Sequence[Array], group: AxisGroup, extent: int, tolerance: float
+    op: Op,
+    arrays: Sequence[Array],
+    expected: Sequence[Array],
+    group: AxisGroup,
+    extent: int,
+    tolerance: float,
 ) -> None:
     """Partial results over two parts of a reduced axis, combined, are the whole result."""
     if op.combine is None:
@@ -305,7 +334,7 @@ def test_axis_rules_are_checked_often() -> None:
     assert {name for name in primitives & set(sampled_ops()) if checked.get(name, 0) < 2} <= without
 
 
-# ---- PyTorch --------------------------------------------------------------------------------------------------------
+# ---- PyTorch -----------------------------------------------------------------------------------------------
 
 TORCH = [
     pytest.param(name, i, id=f"{name}-{i}") for name, i, sample in all_samples() if sample.torch is not None
@@ -333,14 +362,16 @@ def test_against_pytorch(name: str, position: int) -> None:
     assert sample.torch is not None
     tensors = [_to_torch(torch, array) for array in sample.inputs]
     wanted = sample.torch_gradient and any(array.dtype.name in _EPSILON for array in sample.inputs)
-    for tensor in tensors:
-        if wanted and tensor.dtype.is_floating_point:
-            tensor.requires_grad_(True)
+    wrt = [t for i, t in enumerate(tensors) if t.dtype.is_floating_point and i not in sample.constants]
+    for tensor in wrt if wanted else ():
+        tensor.requires_grad_(True)
     theirs = sample.torch(torch, *tensors)
     theirs = list(theirs) if isinstance(theirs, (tuple, list)) else [theirs]
     results = interpret(graph, sample.inputs)
     for number, (ours, other) in enumerate(zip(results, theirs, strict=True)):
-        assert_close(ours, _from_torch(torch, other), sample.tolerance, f"{name}, result {number} against PyTorch")
+        assert_close(
+            ours, _from_torch(torch, other), sample.tolerance, f"{name}, result {number} against PyTorch"
+        )
     pairs = [(r, t) for r, t in zip(results, theirs, strict=True) if types.dtype(r.dtype).is_floating]
     if not wanted or not any(tensor.requires_grad for _, tensor in pairs):
         return
@@ -349,15 +380,15 @@ def test_against_pytorch(name: str, position: int) -> None:
     outputs = [(tensor, _to_torch(torch, seed)) for (_, tensor), seed in zip(pairs, seeds, strict=True)]
     outputs = [(tensor, seed) for tensor, seed in outputs if tensor.requires_grad]
     torch.autograd.backward([tensor for tensor, _ in outputs], [seed for _, seed in outputs])
-    gradients = interpret(gradient_graph(sample.build, sample.types), [*sample.inputs, *seeds])
-    floating = [tensor for tensor in tensors if tensor.dtype.is_floating_point]
-    for number, (ours, tensor) in enumerate(zip(gradients, floating, strict=True)):
+    graph = gradient_graph(sample.build, sample.types, sample.constants)
+    gradients = interpret(graph, [*sample.inputs, *seeds])
+    for number, (ours, tensor) in enumerate(zip(gradients, wrt, strict=True)):
         other = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         what = f"{name}, gradient {number} against PyTorch"
         assert_close(ours, _from_torch(torch, other), 4 * sample.tolerance, what)
 
 
-# ---- the harness itself ---------------------------------------------------------------------------------------------
+# ---- the harness itself ------------------------------------------------------------------------------------
 
 
 def test_harness_refuses_wrong_gradients() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from thalweg import types
 from thalweg.errors import ArgumentError, DTypeError, IndexRangeError, ShapeError
 from thalweg.graph import AxisGroup, Kind, Op
-from thalweg.ops.core import apply, cast, operand, primitive, promoted, require
+from thalweg.ops.core import apply, cast, operand, primitive, require
 from thalweg.ops.elementwise import equal, where
 from thalweg.ops.indexing import (
     along_axis,
@@ -20,7 +20,7 @@ from thalweg.ops.indexing import (
     gather_shape,
     integer_operand,
 )
-from thalweg.ops.movement import broadcast_to, flatten, moveaxis, pad, reshape
+from thalweg.ops.movement import broadcast_to, moveaxis, pad, reshape
 from thalweg.ops.reduction import accumulator, summable
 from thalweg.ops.samples import Sample, samples, special, values
 from thalweg.ops.sources import iota
@@ -33,8 +33,9 @@ _MODES = ("set", "add", "min", "max")
 class Scatter(Op):
     """`x` with `updates` written to the places that `gather` with the same attributes reads.
 
-    Updates that meet in one place take effect in the row-major order of the indices: the last one is `set`; `add`
-    adds to `x` one after the other (in the reference in float64, 16-bit types in float32, rounded once).
+    Updates that meet in one place take effect in the row-major order of the indices: the last one is `set`;
+    `add` adds to `x` one after the other (in the reference in float64, 16-bit types in float32, rounded
+    once).
     """
 
     checked = True
@@ -48,12 +49,14 @@ class Scatter(Op):
         if updates.dtype is not x.dtype:
             raise DTypeError(f"scatter needs equal element types, received {x} and updates {updates}")
         if x.dtype.is_bool and self.mode == "add":
-            raise DTypeError("scatter cannot add bool tensors; cast to an integer type, or use the mode max for `or`")
+            raise DTypeError(
+                "scatter cannot add bool tensors; cast to an integer type, or use the mode max for `or`"
+            )
         expected = gather_shape(self, x, indices)
         require(
             updates.shape == expected,
-            f"scatter along axis {self.axis} of {x} with indices {indices} needs updates of shape {expected}, "
-            f"received {updates.shape}",
+            f"scatter along axis {self.axis} of {x} with indices {indices} needs updates of shape "
+            f"{expected}, received {updates.shape}",
         )
         return (x,)
 
@@ -111,14 +114,12 @@ class Scatter(Op):
         )
 
 
-def scatter(
-    x: Any, indices: Any, updates: Any, axis: int = 0, mode: str = "set", *, batch: int = 0
-) -> Any:
+def scatter(x: Any, indices: Any, updates: Any, axis: int = 0, mode: str = "set", *, batch: int = 0) -> Any:
     """`x` with `updates` written at `indices` along `axis`: mode "set", "add", "min" or "max".
 
-    `updates` broadcast to `x.shape[:axis] + indices.shape[batch:] + x.shape[axis + 1:]`. Where several updates meet in
-    one place they take effect in the order of the indices, so the result is always the same. Negative indices count
-    from the end; one outside the axis raises `IndexRangeError`.
+    `updates` broadcast to `x.shape[:axis] + indices.shape[batch:] + x.shape[axis + 1:]`. Where several
+    updates meet in one place they take effect in the order of the indices, so the result is always the same.
+    Negative indices count from the end; one outside the axis raises `IndexRangeError`.
     """
     x = operand(x)
     op = Scatter(normalize_axis(axis, x.ndim), batch, mode)
@@ -129,7 +130,8 @@ def scatter(
 
 
 def put_along_axis(x: Any, indices: Any, updates: Any, axis: int = -1, mode: str = "set") -> Any:
-    """`x` with `updates[.., i, ..]` written at `[.., indices[.., i, ..], ..]`: the counterpart of `take_along_axis`.
+    """`x` with `updates[.., i, ..]` written at `[.., indices[.., i, ..], ..]`: the counterpart of
+    `take_along_axis`.
 
     The axes besides `axis` of `indices` and `updates` are broadcast to those of `x`.
     """
@@ -137,7 +139,9 @@ def put_along_axis(x: Any, indices: Any, updates: Any, axis: int = -1, mode: str
     shape = x.shape
     moved, indices, position = along_axis(x, indices, axis, "put_along_axis")
     if moveaxis(moved, -1, position).shape != shape:
-        raise ShapeError(f"put_along_axis: indices of shape {indices.shape} do not fit a tensor of shape {shape}")
+        raise ShapeError(
+            f"put_along_axis: indices of shape {indices.shape} do not fit a tensor of shape {shape}"
+        )
     updates = cast(operand(updates, x.dtype), x.dtype)
     wide = broadcast_to(updates, moveaxis(indices, -1, position).shape)
     last = x.ndim - 1
@@ -156,7 +160,9 @@ class CumulativeSum(Op):
     reverse: bool
 
     def infer(self, x: Type) -> tuple[Type, ...]:
-        require(0 <= self.axis < x.ndim, f"cumulative_sum along axis {self.axis} of a tensor with {x.ndim} axes")
+        require(
+            0 <= self.axis < x.ndim, f"cumulative_sum along axis {self.axis} of a tensor with {x.ndim} axes"
+        )
         if x.dtype.is_bool:
             raise DTypeError("cumulative_sum does not accept bool tensors; cast first, for example to int64")
         return (x,)
@@ -183,12 +189,15 @@ def cumulative_sum(
 ) -> Any:
     """Running sums along `axis` (may be None for a vector). Integers and booleans add up in 64 bits.
 
-    `include_initial` puts the 0 of no elements before the first (array-API standard); `reverse` sums from the end.
+    `include_initial` puts the 0 of no elements before the first (array-API standard); `reverse` sums from the
+    end.
     """
     x = summable(x, dtype)
     if axis is None:
         if x.ndim != 1:
-            raise ArgumentError(f"cumulative_sum of a tensor of shape {x.shape} needs an axis; only a vector has one")
+            raise ArgumentError(
+                f"cumulative_sum of a tensor of shape {x.shape} needs an axis; only a vector has one"
+            )
         axis = 0
     position = normalize_axis(axis, x.ndim)
     result = apply(CumulativeSum(position, bool(reverse)), x)
@@ -198,7 +207,7 @@ def cumulative_sum(
     return pad(result, [ends if i == position else (0, 0) for i in range(x.ndim)])
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 @samples("scatter")
@@ -228,16 +237,30 @@ def _scatter_samples() -> Iterator[Sample]:
     yield Sample(scatter, (special(), np.array([3, 3, 1]), values(3)), {"mode": "add"})
     yield Sample(scatter, (special(), np.arange(12), special()[::-1].copy()), {"mode": "max"})
     yield Sample(scatter, (values(5, 2), np.array([1, 2]), np.float32(3)), {"mode": "add"})
-    for dtype, mode in (("float16", "add"), ("bfloat16", "add"), ("bfloat16", "max"), ("float64", "add"), ("int8", "add"), ("uint64", "min"), ("bool", "max")):
+    for dtype, mode in (
+        ("float16", "add"),
+        ("bfloat16", "add"),
+        ("bfloat16", "max"),
+        ("float64", "add"),
+        ("int8", "add"),
+        ("uint64", "min"),
+        ("bool", "max"),
+    ):
         inputs = (values(5, dtype=dtype), np.array([1, 1, 4], np.int16), values(3, dtype=dtype, seed=1))
         yield Sample(scatter, inputs, {"mode": mode})
     along = (values(3, 5), np.array([[0, 1], [2, 2], [-1, 0]]), values(3, 2))
     yield Sample(put_along_axis, along)
-    yield Sample(put_along_axis, (values(5, 3), np.array([[0], [1]]), np.float32(1)), {"axis": 0, "mode": "add"})
-    yield Sample(scatter, (values(3), np.array([3]), values(1)), error=IndexRangeError, message="expected -3 to 2")
+    yield Sample(
+        put_along_axis, (values(5, 3), np.array([[0], [1]]), np.float32(1)), {"axis": 0, "mode": "add"}
+    )
+    yield Sample(
+        scatter, (values(3), np.array([3]), values(1)), error=IndexRangeError, message="expected -3 to 2"
+    )
     yield Sample(scatter, (values(3), np.array([0]), values(2)), error=ShapeError, message="broadcast")
     yield Sample(scatter, (values(3), values(1), values(1)), error=DTypeError, message="integer")
-    yield Sample(scatter, (values(3), np.array([0]), values(1)), {"mode": "mean"}, error=ArgumentError, message="mean")
+    yield Sample(
+        scatter, (values(3), np.array([0]), values(1)), {"mode": "mean"}, error=ArgumentError, message="mean"
+    )
     flags = values(3, dtype="bool")
     yield Sample(scatter, (flags, np.array([0]), flags[:1]), {"mode": "add"}, error=DTypeError, message="max")
 
@@ -252,7 +275,9 @@ def _cumulative_sum_samples() -> Iterator[Sample]:
     yield Sample(cumulative_sum, (values(2, 5),), {"axis": 1, "include_initial": True, "reverse": True})
     yield Sample(lambda x: cumulative_sum(reshape(x, (1,))), (values(),))
     yield Sample(cumulative_sum, (special(),), torch=lambda t, x: t.cumsum(x, 0))
-    yield Sample(cumulative_sum, (values(3, 5, dtype="int8"),), {"axis": 1}, torch=lambda t, x: t.cumsum(x, 1))
+    yield Sample(
+        cumulative_sum, (values(3, 5, dtype="int8"),), {"axis": 1}, torch=lambda t, x: t.cumsum(x, 1)
+    )
     yield Sample(cumulative_sum, (values(4, dtype="bool"),), torch=lambda t, x: t.cumsum(x, 0))
     for dtype in ("float16", "bfloat16", "float64", "uint8"):
         yield Sample(cumulative_sum, (values(3, 4, dtype=dtype),), {"axis": 0})

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 
@@ -31,14 +31,17 @@ from thalweg.graph import (
 )
 from thalweg.types import DType, Type
 
-P = TypeVar("P", bound=type[Op])
+P = TypeVar("P", bound=Op)
 
 
-def primitive(name: str, kind: Kind, combine: str | None = None) -> Callable[[P], P]:
+@dataclass_transform(frozen_default=True)
+def primitive(name: str, kind: Kind, combine: str | None = None) -> Callable[[type[P]], type[P]]:
     """Register a class as a primitive op. The class body holds its mathematics; its fields are its attributes."""
 
-    def register(cls: P) -> P:
-        frozen = dataclass(frozen=True, eq=False, repr=True)(cls)
+    def register(cls: type[P]) -> type[P]:
+        # Making a dataclass takes part of a millisecond; most ops have no attributes and need none.
+        plain = not cls.__annotations__ and not is_dataclass(cls)
+        frozen = cls if plain else dataclass(frozen=True, eq=False, repr=False)(cls)
         frozen.name = name
         frozen.kind = kind
         frozen.combine = combine
@@ -115,7 +118,7 @@ def cast(x: Any, dtype: Any) -> Any:
 
 def promoted(*values: Any) -> list[Any]:
     """Operands with one common element type (array-API promotion; Python numbers are weak)."""
-    strong = [v if isinstance(v, Operand) else None for v in values]
+    strong: list[Any] = [v if isinstance(v, Operand) else None for v in values]
     strong = [
         operand(v) if s is None and not _is_number(v) else s for s, v in zip(strong, values, strict=True)
     ]
@@ -201,7 +204,7 @@ class Composite(Op):
 
             values = (attribute_key(value) for value in self._attributes.values())
             cached = self.__dict__["_key"] = (self.name, id(self.definition), self.present, *values)
-        return cached  # type: ignore[no-any-return]
+        return cached
 
     def stable_key(self) -> tuple[Any, ...]:
         """The key without the address of the definition: a body's structure stands for it."""

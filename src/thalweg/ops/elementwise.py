@@ -1,7 +1,8 @@
-"""Elementwise primitives: shape rule, NumPy reference and gradient of each, and the functions that apply them.
+"""Elementwise primitives: shape rule, NumPy reference and gradient of each, and the functions that apply
+them.
 
-All inputs of a primitive have one shape (and, where not said otherwise, one element type); the functions promote and
-broadcast first.
+All inputs of a primitive have one shape (and, where not said otherwise, one element type); the functions
+promote and broadcast first.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Elementwise(Op):
     def infer(self, *inputs: Type) -> tuple[Type, ...]:
         first = inputs[0]
         for other in inputs[1:]:
-            require(other.shape == first.shape, f"{self.name} needs equal shapes, received {first} and {other}")
+            require(
+                other.shape == first.shape, f"{self.name} needs equal shapes, received {first} and {other}"
+            )
             if other.dtype is not first.dtype:
                 raise DTypeError(f"{self.name} needs equal element types, received {first} and {other}")
         if first.dtype.kind not in self.accepts:
@@ -65,19 +68,25 @@ class Elementwise(Op):
 
 
 _COSTS = {
-    **dict.fromkeys(("exp", "expm1", "log", "log1p", "sin", "cos", "tan", "tanh", "erf", "pow", "atan", "asin", "acos"), 4),
+    **dict.fromkeys(
+        ("exp", "expm1", "log", "log1p", "sin", "cos", "tan", "tanh", "erf", "pow", "atan", "asin", "acos"), 4
+    ),
     **dict.fromkeys(("divide", "sqrt", "rsqrt", "floor_divide", "remainder"), 3),
 }  # beside an addition: what costs more than 1 is not computed twice
 
 
-def _unary(name: str, compute: Callable[..., Any], gradient: Gradient, accepts: str, doc: str) -> type[Elementwise]:
+def _unary(
+    name: str, compute: Callable[..., Any], gradient: Gradient, accepts: str, doc: str
+) -> type[Elementwise]:
     """A primitive of one input; `gradient(x, y, g)` builds its gradient."""
 
     class Unary(Elementwise):
         def reference(self, x: np.ndarray[Any, Any]) -> Any:
             return _compute(compute, x)
 
-        def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        def vjp(
+            self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]
+        ) -> Sequence[Any]:
             return (gradient(inputs[0], outputs[0], cotangents[0]),)
 
     Unary.accepts = accepts
@@ -88,7 +97,12 @@ def _unary(name: str, compute: Callable[..., Any], gradient: Gradient, accepts: 
 
 
 def _binary(
-    name: str, compute: Callable[..., Any], gradient: Gradient, accepts: str, doc: str, result: DType | None = None
+    name: str,
+    compute: Callable[..., Any],
+    gradient: Gradient,
+    accepts: str,
+    doc: str,
+    result: DType | None = None,
 ) -> type[Elementwise]:
     """A primitive of two inputs; `gradient((x, y), z, g)` gives a pair."""
 
@@ -96,7 +110,9 @@ def _binary(
         def reference(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
             return _compute(compute, x, y)
 
-        def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+        def vjp(
+            self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]
+        ) -> Sequence[Any]:
             return gradient(inputs, outputs[0], cotangents[0])  # type: ignore[no-any-return]
 
     Binary.accepts = accepts
@@ -127,9 +143,15 @@ def _sign(x: np.ndarray[Any, Any]) -> Any:
     return np.sign(x).astype(x.dtype)
 
 
-# ---- one input ------------------------------------------------------------------------------------------------------
+# ---- one input ---------------------------------------------------------------------------------------------
 
-Negative = _unary("negative", lambda x: (0 - x).astype(x.dtype) if x.dtype.kind == "u" else -x, lambda x, y, g: -g, "iuf", "-x")
+Negative = _unary(
+    "negative",
+    lambda x: (0 - x).astype(x.dtype) if x.dtype.kind == "u" else -x,
+    lambda x, y, g: -g,
+    "iuf",
+    "-x",
+)
 Abs = _unary("abs", np.abs, lambda x, y, g: g * sign(x), "iuf", "|x|; the gradient at 0 is 0.")
 Sign = _unary("sign", _sign, _none, "iuf", "-1, 0 or 1; NaN stays NaN.")
 Floor = _unary("floor", np.floor, _none, "f", "The largest integer not above x.")
@@ -140,12 +162,16 @@ Expm1 = _unary("expm1", np.expm1, lambda x, y, g: g * exp(x), "f", "exp(x) - 1, 
 Log = _unary("log", np.log, lambda x, y, g: g / x, "f", "Natural logarithm.")
 Log1p = _unary("log1p", np.log1p, lambda x, y, g: g / (x + 1.0), "f", "log(1 + x), exact near 0.")
 Sqrt = _unary("sqrt", np.sqrt, lambda x, y, g: g * 0.5 / y, "f", "Square root, correctly rounded.")
-Rsqrt = _unary("rsqrt", lambda x: 1 / np.sqrt(x), lambda x, y, g: g * (-0.5) * (y * y * y), "f", "1 / sqrt(x).")
+Rsqrt = _unary(
+    "rsqrt", lambda x: 1 / np.sqrt(x), lambda x, y, g: g * (-0.5) * (y * y * y), "f", "1 / sqrt(x)."
+)
 Sin = _unary("sin", np.sin, lambda x, y, g: g * cos(x), "f", "Sine of an angle in radians.")
 Cos = _unary("cos", np.cos, lambda x, y, g: -(g * sin(x)), "f", "Cosine of an angle in radians.")
 Tanh = _unary("tanh", np.tanh, lambda x, y, g: g * (1.0 - y * y), "f", "Hyperbolic tangent.")
 Atan = _unary("atan", np.arctan, lambda x, y, g: g / (x * x + 1.0), "f", "Inverse tangent, radians.")
-Erf = _unary("erf", _erf, lambda x, y, g: g * (2.0 / math.sqrt(math.pi)) * exp(-(x * x)), "f", "Error function.")
+Erf = _unary(
+    "erf", _erf, lambda x, y, g: g * (2.0 / math.sqrt(math.pi)) * exp(-(x * x)), "f", "Error function."
+)
 BitwiseInvert = _unary("bitwise_invert", np.invert, _none, "biu", "Every bit flipped; logical not for bool.")
 StopGradient = _unary("stop_gradient", np.copy, _none, "biuf", "x itself, with gradient zero.")
 
@@ -169,12 +195,14 @@ class Cast(Op):
         return elementwise_axes(inputs)
 
 
-# ---- two inputs -----------------------------------------------------------------------------------------------------
+# ---- two inputs --------------------------------------------------------------------------------------------
 
 
 def _power(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
     if x.dtype.kind == "i" and np.any(y < 0):
-        raise UnsupportedError("an integer to a negative power is not an integer; cast to a floating-point type first")
+        raise UnsupportedError(
+            "an integer to a negative power is not an integer; cast to a floating-point type first"
+        )
     return np.power(x, y)
 
 
@@ -206,7 +234,9 @@ Add = _binary("add", np.add, lambda xy, z, g: (g, g), "biuf", "x + y; logical or
 Subtract = _binary("subtract", np.subtract, lambda xy, z, g: (g, -g), "iuf", "x - y.")
 Multiply = _binary("multiply", np.multiply, lambda xy, z, g: (g * xy[1], g * xy[0]), "biuf", "x * y.")
 Divide = _binary("divide", _divide, lambda xy, z, g: (g / xy[1], -(g * z / xy[1])), "f", "x / y.")
-FloorDivide = _binary("floor_divide", np.floor_divide, _none2, "iuf", "The floor of x / y; integer division by 0 gives 0.")
+FloorDivide = _binary(
+    "floor_divide", np.floor_divide, _none2, "iuf", "The floor of x / y; integer division by 0 gives 0."
+)
 Remainder = _binary(
     "remainder",
     np.remainder,
@@ -215,16 +245,32 @@ Remainder = _binary(
     "x - y floor(x / y): the sign of y, as in Python; integer remainder by 0 gives 0.",
 )
 Power = _binary("pow", _power, _power_gradient, "iuf", "x to the y.")
-Maximum = _binary("maximum", np.maximum, lambda xy, z, g: _extreme_gradient(xy, g, True), "biuf", "The larger one; NaN if either is.")
-Minimum = _binary("minimum", np.minimum, lambda xy, z, g: _extreme_gradient(xy, g, False), "biuf", "The smaller one; NaN if either is.")
+Maximum = _binary(
+    "maximum",
+    np.maximum,
+    lambda xy, z, g: _extreme_gradient(xy, g, True),
+    "biuf",
+    "The larger one; NaN if either is.",
+)
+Minimum = _binary(
+    "minimum",
+    np.minimum,
+    lambda xy, z, g: _extreme_gradient(xy, g, False),
+    "biuf",
+    "The smaller one; NaN if either is.",
+)
 Equal = _binary("equal", np.equal, _none2, "biuf", "x == y.", types.bool_)
 Less = _binary("less", np.less, _none2, "biuf", "x < y.", types.bool_)
 LessEqual = _binary("less_equal", np.less_equal, _none2, "biuf", "x <= y.", types.bool_)
 BitwiseAnd = _binary("bitwise_and", np.bitwise_and, _none2, "biu", "Bit by bit and; logical and for bool.")
 BitwiseOr = _binary("bitwise_or", np.bitwise_or, _none2, "biu", "Bit by bit or; logical or for bool.")
 BitwiseXor = _binary("bitwise_xor", np.bitwise_xor, _none2, "biu", "Bit by bit exclusive or.")
-LeftShift = _binary("bitwise_left_shift", _shift_left, _none2, "iu", "x shifted left by y bits; 0 from the width on.")
-RightShift = _binary("bitwise_right_shift", np.right_shift, _none2, "iu", "x shifted right by y bits, with its sign.")
+LeftShift = _binary(
+    "bitwise_left_shift", _shift_left, _none2, "iu", "x shifted left by y bits; 0 from the width on."
+)
+RightShift = _binary(
+    "bitwise_right_shift", np.right_shift, _none2, "iu", "x shifted right by y bits, with its sign."
+)
 
 
 @primitive("where", Kind.ELEMENTWISE)
@@ -233,14 +279,23 @@ class Where(Op):
 
     def infer(self, condition: Type, x: Type, y: Type) -> tuple[Type, ...]:
         if not condition.dtype.is_bool:
-            raise DTypeError(f"where needs a bool condition, received {condition.dtype}; write for example x > 0")
-        require(condition.shape == x.shape == y.shape, f"where needs equal shapes, received {condition}, {x} and {y}")
+            raise DTypeError(
+                f"where needs a bool condition, received {condition.dtype}; write for example x > 0"
+            )
+        require(
+            condition.shape == x.shape == y.shape,
+            f"where needs equal shapes, received {condition}, {x} and {y}",
+        )
         if x.dtype is not y.dtype:
             raise DTypeError(f"where needs equal element types, received {x} and {y}")
         return (x,)
 
-    def reference(self, condition: np.ndarray[Any, Any], x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
-        bits = np.dtype(f"i{x.dtype.itemsize}")  # blended by their bits: several times faster than np.where on mixed masks
+    def reference(
+        self, condition: np.ndarray[Any, Any], x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]
+    ) -> Any:
+        bits = np.dtype(
+            f"i{x.dtype.itemsize}"
+        )  # blended by their bits: several times faster than np.where on mixed masks
         first, second = x.view(bits), y.view(bits)
         return (second ^ ((first ^ second) & -condition.astype(bits))).view(x.dtype)
 
@@ -253,7 +308,7 @@ class Where(Op):
         return elementwise_axes(inputs)
 
 
-# ---- functions ------------------------------------------------------------------------------------------------------
+# ---- functions ---------------------------------------------------------------------------------------------
 
 
 def _apply_unary(op: type[Op], x: Any, needs_floating: bool) -> Any:
@@ -483,7 +538,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     return apply(Where(), *broadcast_together(operand(condition, types.bool_), x, y))
 
 
-# ---- written in the others ------------------------------------------------------------------------------------------
+# ---- written in the others ---------------------------------------------------------------------------------
 
 
 def square(x: Any) -> Any:
@@ -548,7 +603,9 @@ def logical_xor(x: Any, y: Any) -> Any:
 
 
 def _wide(x: Any) -> Any:
-    """`x` as float64: formulas of several steps (of rarely used functions) are rounded once for smaller types."""
+    """`x` as float64: formulas of several steps (of rarely used functions) are rounded once for smaller
+    types.
+    """
     return cast(x, types.float64)
 
 
@@ -674,7 +731,9 @@ def _atan2(y: Any, x: Any) -> Any:
 
 
 @_atan2.gradient
-def _atan2_gradient(inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+def _atan2_gradient(
+    inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]
+) -> Sequence[Any]:
     y, x = inputs
     scaled = cotangents[0] / (x * x + y * y)
     return (scaled * x, -(scaled * y))
@@ -706,12 +765,12 @@ def cosh(x: Any) -> Any:
 
 
 def atan2(y: Any, x: Any) -> Any:
-    """The angle of the point (x, y) in radians, from -pi to pi; signed zeros and infinities as in IEEE 754."""
+    """The angle of the point (x, y) in radians, from -pi to pi; zeros have signs, as in IEEE 754."""
     y, x = (floating(value) for value in promoted(y, x))
     return _atan2(*broadcast_together(y, x))
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 def _torch(name: str) -> Callable[..., Any]:
@@ -756,8 +815,12 @@ def _unary_samples(
 
 _WHOLE, _HALVES = (-2.0, -1.0, 0.0, 1.0, 2.0), (-1.5, -0.5, 0.5, 1.5)
 _unary_samples("negative", "neg", negative, integers=True)
-_unary_samples("abs", "abs", abs, avoid=(0.0,), integers=True, special_gradient=False)  # NaN: ours NaN, theirs 0
-_unary_samples("sign", "sign", sign, avoid=(0.0,), integers=True, special_torch=False)  # sign(NaN): theirs is 0
+_unary_samples(
+    "abs", "abs", abs, avoid=(0.0,), integers=True, special_gradient=False
+)  # NaN: ours NaN, theirs 0
+_unary_samples(
+    "sign", "sign", sign, avoid=(0.0,), integers=True, special_torch=False
+)  # sign(NaN): theirs is 0
 _unary_samples("floor", "floor", floor, avoid=_WHOLE)
 _unary_samples("ceil", "ceil", ceil, avoid=_WHOLE)
 _unary_samples("round", "round", round, avoid=_HALVES)
@@ -783,7 +846,11 @@ _unary_samples("cosh", "cosh", cosh)
 def _bitwise_invert_samples() -> Iterator[Sample]:
     for dtype in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"):
         signed = dtype[0] != "u" or dtype == "uint8"
-        yield Sample(bitwise_invert, (values(3, 5, dtype=dtype, low=-9, high=9),), torch=_torch("bitwise_not") if signed else None)
+        yield Sample(
+            bitwise_invert,
+            (values(3, 5, dtype=dtype, low=-9, high=9),),
+            torch=_torch("bitwise_not") if signed else None,
+        )
     yield Sample(bitwise_invert, (values(dtype="int8"),))
     yield Sample(bitwise_invert, (values(0, dtype="int8"),))
     yield Sample(bitwise_invert, (values(3),), error=DTypeError, message="accepts bool")
@@ -821,12 +888,19 @@ def _binary_samples(
             yield from floating_samples(torch)
         for dtype, kind in (("int8", "i"), ("int64", "i"), ("uint8", "u"), ("bool", "b")):
             if kind in accepts:
-                inputs = values(3, 5, dtype=dtype, low=-9, high=9), values(5, dtype=dtype, low=1, high=9, seed=1)
+                inputs = (
+                    values(3, 5, dtype=dtype, low=-9, high=9),
+                    values(5, dtype=dtype, low=1, high=9, seed=1),
+                )
                 yield Sample(function, inputs, torch=torch)
                 yield Sample(function, (inputs[0][0, 0], inputs[1][:0]))
         if "u" in accepts:
-            yield Sample(function, (values(4, dtype="int8", low=1, high=5), values(4, dtype="uint8", low=1, high=5)))
-        yield Sample(function, (values(3, dtype="int8"), values(4, dtype="int8")), error=ShapeError, message="axis -1")
+            yield Sample(
+                function, (values(4, dtype="int8", low=1, high=5), values(4, dtype="uint8", low=1, high=5))
+            )
+        yield Sample(
+            function, (values(3, dtype="int8"), values(4, dtype="int8")), error=ShapeError, message="axis -1"
+        )
         if "u" in accepts:
             mixed = values(3, dtype="int64"), values(3, dtype="uint64")
             yield Sample(function, mixed, error=DTypeError, message="no integer type holds both")
@@ -851,7 +925,9 @@ def _binary_samples(
             yield Sample(function, inputs, torch=torch, torch_gradient=torch_gradient)
         inputs = values(5, 3, dtype="float64", **left), values(3, dtype="float64", seed=1, **right)
         yield Sample(function, inputs, torch=torch, torch_gradient=torch_gradient)
-        yield Sample(function, (values(5, dtype="float16", **left), values(5, dtype="float64", seed=1, **right)))
+        yield Sample(
+            function, (values(5, dtype="float16", **left), values(5, dtype="float64", seed=1, **right))
+        )
         yield Sample(lambda y: function(1.5, y), (values(5, **right),))
         for dtype in ("float16", "bfloat16"):
             inputs = values(4, 9, dtype=dtype, **left), values(4, 9, dtype=dtype, seed=1, **right)
@@ -867,8 +943,19 @@ _binary_samples("add", "add", add, "biuf")
 _binary_samples("subtract", "subtract", subtract)
 _binary_samples("multiply", "multiply", multiply, "biuf")
 _binary_samples("divide", "divide", divide, "biuf", right={"avoid": (0.0,)})
-_binary_samples("floor_divide", "floor_divide", floor_divide, "iuf", _LOW, _HIGH, torch_gradient=False, special_gradient=False)
-_binary_samples("remainder", "remainder", remainder, "iuf", _LOW, _HIGH, special_torch=False)  # theirs is NaN where x / y overflows
+_binary_samples(
+    "floor_divide",
+    "floor_divide",
+    floor_divide,
+    "iuf",
+    _LOW,
+    _HIGH,
+    torch_gradient=False,
+    special_gradient=False,
+)
+_binary_samples(
+    "remainder", "remainder", remainder, "iuf", _LOW, _HIGH, special_torch=False
+)  # theirs is NaN where x / y overflows
 _binary_samples("pow", "pow", pow, left=_LOW)
 _binary_samples("maximum", "maximum", maximum, "biuf", _ODD, _EVEN)
 _binary_samples("minimum", "minimum", minimum, "biuf", _ODD, _EVEN)
@@ -894,13 +981,19 @@ def _equal_samples() -> Iterator[Sample]:
 @samples("remainder")
 def _remainder_samples() -> Iterator[Sample]:
     for x, y in ((-0.7, 1.5), (5.2, 1.5), (-5.2, -1.5), (5.2, -1.5)):
-        yield Sample(remainder, (np.float32([x, x / 2]), np.float32([y, y])), torch=_torch("remainder"))
-    yield Sample(remainder, (np.int8([7, -7, 7, -7]), np.int8([3, 3, -3, 0])))
+        yield Sample(
+            remainder,
+            (np.array([x, x / 2], np.float32), np.array([y, y], np.float32)),
+            torch=_torch("remainder"),
+        )
+    yield Sample(remainder, (np.array([7, -7, 7, -7], np.int8), np.array([3, 3, -3, 0], np.int8)))
 
 
 @samples("floor_divide")
 def _floor_divide_samples() -> Iterator[Sample]:
-    yield Sample(floor_divide, (np.int8([7, -7, 7, -7, -128]), np.int8([3, 3, -3, 0, -1])))
+    yield Sample(
+        floor_divide, (np.array([7, -7, 7, -7, -128], np.int8), np.array([3, 3, -3, 0, -1], np.int8))
+    )
 
 
 @samples("pow")
@@ -910,14 +1003,29 @@ def _pow_samples() -> Iterator[Sample]:
         wide = np.float32(exponent)
         yield Sample(lambda x, e=wide: pow(x, e), (base,), torch=lambda t, x, e=exponent: t.pow(x, e))
     yield Sample(lambda x: pow(2, x), (values(3, 5),), torch=lambda t, x: t.pow(2, x))
-    yield Sample(pow, (np.int64([3, -2, 0, 7]), np.int64([4, 3, 0, 1])), torch=_torch("pow"))
-    yield Sample(pow, (np.int64([3]), np.int64([-1])), error=UnsupportedError, message="floating-point")
+    yield Sample(
+        pow, (np.array([3, -2, 0, 7], np.int64), np.array([4, 3, 0, 1], np.int64)), torch=_torch("pow")
+    )
+    yield Sample(
+        pow,
+        (np.array([3], np.int64), np.array([-1], np.int64)),
+        error=UnsupportedError,
+        message="floating-point",
+    )
 
 
 @samples("where")
 def _where_samples() -> Iterator[Sample]:
-    for shapes in (((), (), ()), ((7,), (7,), ()), ((3, 1), (5,), (3, 5)), ((0, 3), (3,), (1, 3)), ((2, 3, 4),) * 3):
-        condition, x, y = (values(*s, seed=i, dtype="bool" if i == 0 else "float32") for i, s in enumerate(shapes))
+    for shapes in (
+        ((), (), ()),
+        ((7,), (7,), ()),
+        ((3, 1), (5,), (3, 5)),
+        ((0, 3), (3,), (1, 3)),
+        ((2, 3, 4),) * 3,
+    ):
+        condition, x, y = (
+            values(*s, seed=i, dtype="bool" if i == 0 else "float32") for i, s in enumerate(shapes)
+        )
         yield Sample(where, (condition, x, y), torch=_torch("where"))
     yield Sample(where, (np.arange(12) % 2 == 0, special(), -special()), torch=_torch("where"))
     for dtype in ("float16", "bfloat16", "float64", "int8", "uint64", "bool"):
@@ -938,13 +1046,22 @@ def _cast_samples() -> Iterator[Sample]:
                 torch = lambda t, x, n=target: x.to(getattr(t, n))  # noqa: E731
                 inputs = (values(3, 5, dtype=source, low=0.0, high=9.0),)
                 yield Sample(cast, inputs, {"dtype": target}, gradient=False, torch=torch)
-    for source, target in (("float64", "float32"), ("float32", "bfloat16"), ("bfloat16", "float64"), ("float32", "float16")):
+    for source, target in (
+        ("float64", "float32"),
+        ("float32", "bfloat16"),
+        ("bfloat16", "float64"),
+        ("float32", "float16"),
+    ):
         torch = lambda t, x, n=target: x.to(getattr(t, n))  # noqa: E731
         yield Sample(cast, (special(source),), {"dtype": target}, torch=torch)
         yield Sample(cast, (values(37, dtype=source),), {"dtype": target}, gradient=False, torch=torch)
     yield Sample(cast, (special(),), {"dtype": "bool"}, torch=lambda t, x: x.bool())
-    yield Sample(cast, (np.float32([-1.9, -0.5, 0.5, 1.9]),), {"dtype": "int32"}, torch=lambda t, x: x.int())
-    yield Sample(cast, (np.int64([-1, 300, 2**31]),), {"dtype": "uint8"}, torch=lambda t, x: x.to(t.uint8))
+    yield Sample(
+        cast, (np.array([-1.9, -0.5, 0.5, 1.9], np.float32),), {"dtype": "int32"}, torch=lambda t, x: x.int()
+    )
+    yield Sample(
+        cast, (np.array([-1, 300, 2**31], np.int64),), {"dtype": "uint8"}, torch=lambda t, x: x.to(t.uint8)
+    )
     yield Sample(cast, (values(),), {"dtype": "float64"}, gradient=False)
     yield Sample(cast, (values(0, 3),), {"dtype": "int8"})
     yield Sample(cast, (values(3),), {"dtype": "complex64"}, error=DTypeError, message="complex64")
@@ -960,8 +1077,16 @@ def _clip_samples() -> Iterator[Sample]:
     yield Sample(clip, (values(7, avoid=(0.0,)),), {"max": 0}, torch=lambda t, x: t.clip(x, max=0))
     limits = values(3, 1, distinct=True, low=-1.9, high=-0.1), values(5, distinct=True, low=0.05, high=1.95)
     yield Sample(clip, (values(3, 5, distinct=True), *limits), torch=_torch("clip"))
-    yield Sample(clip, (values(3, 5, distinct=True), limits[1], limits[0]))  # empty interval: the maximum wins
-    yield Sample(clip, (np.float32([-1, 0, 1, 2]),), {"min": 0, "max": 1}, gradient=False, torch=lambda t, x: t.clip(x, 0, 1))
+    yield Sample(
+        clip, (values(3, 5, distinct=True), limits[1], limits[0])
+    )  # empty interval: the maximum wins
+    yield Sample(
+        clip,
+        (np.array([-1, 0, 1, 2], np.float32),),
+        {"min": 0, "max": 1},
+        gradient=False,
+        torch=lambda t, x: t.clip(x, 0, 1),
+    )
     bounded = lambda t, x: t.clip(x, -1.0, 1.0)  # noqa: E731
     yield Sample(clip, (special(),), {"min": -1.0, "max": 1.0}, torch=bounded, torch_gradient=False)
     for dtype in ("float16", "bfloat16", "float64", "int8", "uint64"):

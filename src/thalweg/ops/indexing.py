@@ -1,7 +1,8 @@
 """Indexing: `x[key]` with NumPy's meaning, and the primitives that read at positions held in tensors.
 
-Static keys become slice, flip and reshape nodes; integer tensors and arrays become `gather`. Positions along an axis may
-be negative (counted from the end); one that lies outside raises `IndexRangeError`, at trace time where it is known then.
+Static keys become slice, flip and reshape nodes; integer tensors and arrays become `gather`. Positions along
+an axis may be negative (counted from the end); one that lies outside raises `IndexRangeError`, at trace time
+where it is known then.
 """
 
 from __future__ import annotations
@@ -46,24 +47,27 @@ def checked_positions(indices: Array, extent: int, what: str, wrap: bool = True)
             where = f" (at position {tuple(map(int, place))} of the indices)" if place else ""
             accepted = f"expected {lowest} to {extent - 1}" if extent else "the axis is empty"
             raise IndexRangeError(
-                f"{what}: index {int(indices[place])}{where} is out of range for an axis of size {extent}; {accepted}"
+                f"{what}: index {int(indices[place])}{where} is out of range for an axis of size {extent}; "
+                f"{accepted}"
             )
     signed = indices.astype(np.int64)
     return np.where(signed < 0, signed + extent, signed)
 
 
-# ---- gather ---------------------------------------------------------------------------------------------------------
+# ---- gather ------------------------------------------------------------------------------------------------
 
 
 def gather_shape(op: Any, x: Type, indices: Type) -> Shape:
     """The shape of `x` read at `indices`: shared by `gather` and `scatter`, whose updates have it."""
     if not indices.dtype.is_integer:
-        raise DTypeError(f"{op.name} needs integer indices, received {indices.dtype}; cast them, for example to int64")
+        raise DTypeError(
+            f"{op.name} needs integer indices, received {indices.dtype}; cast them, for example to int64"
+        )
     require(0 <= op.axis < x.ndim, f"{op.name} along axis {op.axis} of a tensor with {x.ndim} axes")
     require(
         0 <= op.batch <= min(op.axis, indices.ndim) and indices.shape[: op.batch] == x.shape[: op.batch],
-        f"{op.name} with {op.batch} batch axes needs indices that begin with the sizes {x.shape[: op.batch]}, "
-        f"received {indices}",
+        f"{op.name} with {op.batch} batch axes needs indices that begin with the sizes "
+        f"{x.shape[: op.batch]}, received {indices}",
     )
     return (*x.shape[: op.axis], *indices.shape[op.batch :], *x.shape[op.axis + 1 :])
 
@@ -80,8 +84,12 @@ def gather_groups(op: Any, x: Type, indices: Type) -> list[tuple[int | None, int
     return groups
 
 
-def batched_positions(op: Any, x: Array, indices: Array, wrap: bool = True) -> tuple[tuple[int, int, int, int], Array, Array]:
-    """`x` as [batch, outer, axis, inner] (its sizes), and index arrays [batch, 1] and [batch, count] for axes 0 and 2."""
+def batched_positions(
+    op: Any, x: Array, indices: Array, wrap: bool = True
+) -> tuple[tuple[int, int, int, int], Array, Array]:
+    """`x` as [batch, outer, axis, inner] (its sizes), and index arrays [batch, 1] and [batch, count] for axes
+    0 and 2.
+    """
     sizes = (
         math.prod(x.shape[: op.batch]),
         math.prod(x.shape[op.batch : op.axis]),
@@ -98,9 +106,9 @@ def batched_positions(op: Any, x: Array, indices: Array, wrap: bool = True) -> t
 class Gather(Op):
     """`result[b.., o.., i.., n..] = x[b.., o.., indices[b.., i..], n..]` with the indexed axis at `axis`.
 
-    The first `batch` axes (b) are shared by x and indices. The result's shape is
-    `x.shape[:axis] + indices.shape[batch:] + x.shape[axis + 1:]`. With `wrap` negative indices count from the end,
-    without it they are out of range.
+    The first `batch` axes (b) are shared by x and indices. The result's shape is `x.shape[:axis] +
+    indices.shape[batch:] + x.shape[axis + 1:]`. With `wrap` negative indices count from the end, without it
+    they are out of range.
     """
 
     checked = True
@@ -138,7 +146,8 @@ def integer_operand(indices: Any, what: str) -> Any:
         indices = operand(array.astype(np.int64) if array.size == 0 else array)
     if not indices.dtype.is_integer:
         raise DTypeError(
-            f"{what} needs integer indices, received {indices.dtype}; cast them, for example with x.astype('int64')"
+            f"{what} needs integer indices, received {indices.dtype}; cast them, for example with "
+            "x.astype('int64')"
         )
     return indices
 
@@ -146,7 +155,8 @@ def integer_operand(indices: Any, what: str) -> Any:
 def gather(x: Any, indices: Any, axis: int = 0, *, batch: int = 0) -> Any:
     """`x` read at `indices` along `axis`; the first `batch` axes of both run together.
 
-    Result: `x.shape[:axis] + indices.shape[batch:] + x.shape[axis + 1:]`. Negative indices count from the end.
+    Result: `x.shape[:axis] + indices.shape[batch:] + x.shape[axis + 1:]`. Negative indices count from the
+    end.
     """
     x = operand(x)
     indices = integer_operand(indices, "gather")
@@ -165,28 +175,38 @@ def along_axis(x: Any, indices: Any, axis: int, what: str) -> tuple[Any, Any, in
     position = normalize_axis(axis, x.ndim)
     if indices.ndim != x.ndim:
         raise ShapeError(
-            f"{what} needs indices with as many axes as the tensor, received shapes {indices.shape} and {x.shape}"
+            f"{what} needs indices with as many axes as the tensor, received shapes {indices.shape} "
+            f"and {x.shape}"
         )
     others = broadcast_shapes(
-        (*x.shape[:position], *x.shape[position + 1 :]), (*indices.shape[:position], *indices.shape[position + 1 :])
+        (*x.shape[:position], *x.shape[position + 1 :]),
+        (*indices.shape[:position], *indices.shape[position + 1 :]),
     )
     x, indices = moveaxis(x, position, -1), moveaxis(indices, position, -1)
-    return broadcast_to(x, (*others, x.shape[-1])), broadcast_to(indices, (*others, indices.shape[-1])), position
+    return (
+        broadcast_to(x, (*others, x.shape[-1])),
+        broadcast_to(indices, (*others, indices.shape[-1])),
+        position,
+    )
 
 
 def take_along_axis(x: Any, indices: Any, axis: int = -1) -> Any:
-    """`result[.., i, ..] = x[.., indices[.., i, ..], ..]`: one index per element along `axis`, others broadcast."""
+    """`result[.., i, ..] = x[.., indices[.., i, ..], ..]`: one index per element along `axis`, others
+    broadcast.
+    """
     x, indices, position = along_axis(operand(x), indices, axis, "take_along_axis")
     return moveaxis(gather(x, indices, x.ndim - 1, batch=x.ndim - 1), -1, position)
 
 
-# ---- x[key] ---------------------------------------------------------------------------------------------------------
+# ---- x[key] ------------------------------------------------------------------------------------------------
 
 
 class _Entry:
     """One item of a key after expansion: a new axis, or what is read along one axis of the tensor."""
 
-    def __init__(self, axis: int | None, bounds: range | None = None, indices: Any = None, drop: bool = False) -> None:
+    def __init__(
+        self, axis: int | None, bounds: range | None = None, indices: Any = None, drop: bool = False
+    ) -> None:
         self.axis = axis  # None: a new axis of size 1
         self.bounds = bounds  # a slice
         self.indices = indices  # an integer array or operand
@@ -196,10 +216,10 @@ class _Entry:
 def index(x: Any, key: Any) -> Any:
     """`x[key]` with NumPy's meaning.
 
-    Accepts integers, slices (steps of both signs), `...`, None, and arrays or tensors of integers (several are broadcast
-    together and their axes take the place of the indexed ones, or come first where a slice stands between them).
-    Arrays of bool select by a mask that is known while tracing; a traced mask has no shape known in advance and raises
-    `TraceError`.
+    Accepts integers, slices (steps of both signs), `...`, None, and arrays or tensors of integers (several
+    are broadcast together and their axes take the place of the indexed ones, or come first where a slice
+    stands between them). Arrays of bool select by a mask that is known while tracing; a traced mask has no
+    shape known in advance and raises `TraceError`.
     """
     x = operand(x)
     entries = _entries(x, key if isinstance(key, tuple) else (key,))
@@ -234,11 +254,15 @@ def _slice_ranges(x: Any, bounds: Sequence[range]) -> Any:
 def _entries(x: Any, key: tuple[Any, ...]) -> list[_Entry]:
     """The key with `...` written out: every axis of `x` has exactly one entry."""
     items = [_item(x, item) for item in key]
-    consumed = sum(item.ndim if _is_mask(item) else item is not None and item is not Ellipsis for item in items)
+    consumed = sum(
+        item.ndim if _is_mask(item) else item is not None and item is not Ellipsis for item in items
+    )
     if sum(item is Ellipsis for item in items) > 1:
         raise ArgumentError("an index can contain only one `...`")
     if consumed > x.ndim:
-        raise ShapeError(f"too many indices for a tensor of shape {x.shape}: it has {x.ndim} axes, {consumed} are indexed")
+        raise ShapeError(
+            f"too many indices for a tensor of shape {x.shape}: it has {x.ndim} axes, {consumed} are indexed"
+        )
     if not any(item is Ellipsis for item in items):
         items.append(Ellipsis)
     entries: list[_Entry] = []
@@ -264,7 +288,9 @@ def _is_mask(item: Any) -> bool:
 
 
 def _item(x: Any, item: Any) -> Any:
-    """One item of a key in canonical form: None, `...`, an int, a slice, an integer or bool array, or an operand."""
+    """One item of a key in canonical form: None, `...`, an int, a slice, an integer or bool array, or an
+    operand.
+    """
     if item is None or item is Ellipsis or isinstance(item, slice):
         return item
     if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
@@ -272,8 +298,9 @@ def _item(x: Any, item: Any) -> Any:
     if isinstance(item, Operand):
         if item.dtype.is_bool:  # type: ignore[attr-defined]
             raise TraceError(
-                f"x[mask] with a mask that is computed in the graph has no shape known in advance (x has shape {x.shape}); "
-                "keep the shape and write thalweg.where(mask, x, 0), or take the elements outside the traced function"
+                f"x[mask] with a mask that is computed in the graph has no shape known in advance "
+                f"(x has shape {x.shape}); keep the shape and write thalweg.where(mask, x, 0), or take the "
+                "elements outside the traced function"
             )
         return integer_operand(item, "an index")
     array = np.asarray(item)
@@ -281,7 +308,8 @@ def _item(x: Any, item: Any) -> Any:
         array = array.astype(np.int64)
     if array.dtype.kind not in "biu" or (array.dtype == np.bool_ and array.ndim == 0):
         raise ArgumentError(
-            f"an index must be made of integers, slices, ..., None and arrays of integers or bool, received {item!r}"
+            f"an index must be made of integers, slices, ..., None and arrays of integers or bool, "
+            f"received {item!r}"
         )
     return array if array.ndim else int(array)
 
@@ -289,7 +317,9 @@ def _item(x: Any, item: Any) -> Any:
 def _mask_entries(x: Any, axis: int, mask: Array) -> list[_Entry]:
     expected = x.shape[axis : axis + mask.ndim]
     if mask.shape != expected:
-        raise ShapeError(f"a mask of shape {mask.shape} selects from axes of sizes {expected}; they must be equal")
+        raise ShapeError(
+            f"a mask of shape {mask.shape} selects from axes of sizes {expected}; they must be equal"
+        )
     return [_Entry(axis + i, indices=line) for i, line in enumerate(np.nonzero(mask))]
 
 
@@ -352,7 +382,8 @@ def _linear(indices: Sequence[Any], extents: Shape) -> Any:
     total: Any = None
     for array, extent in zip(indices, extents, strict=True):
         if isinstance(array, Operand):
-            # reading the identity counts negative positions from the front and refuses those outside this axis
+            # reading the identity counts negative positions from the front and refuses those outside this
+            # axis
             array = gather(iota((extent,), 0), cast(array, types.int64), 0)
             array = broadcast_to(array, shape)
         else:
@@ -361,7 +392,7 @@ def _linear(indices: Sequence[Any], extents: Shape) -> Any:
     return total
 
 
-# ---- dynamic slices -------------------------------------------------------------------------------------------------
+# ---- dynamic slices ----------------------------------------------------------------------------------------
 
 
 def _start_types(op: Any, x: Type, starts: Sequence[Type]) -> None:
@@ -369,26 +400,32 @@ def _start_types(op: Any, x: Type, starts: Sequence[Type]) -> None:
     for start in starts:
         require(start.ndim == 0, f"{op.name} needs 0-d starts, one for each axis, received {start}")
         if not start.dtype.is_integer:
-            raise DTypeError(f"{op.name} needs integer starts, received {start}; cast them, for example to int64")
+            raise DTypeError(
+                f"{op.name} needs integer starts, received {start}; cast them, for example to int64"
+            )
 
 
 def _window(starts: Sequence[Array], sizes: Shape, shape: Shape) -> tuple[slice, ...]:
     clamped = [
-        max(0, min(int(start), extent - size)) for start, size, extent in zip(starts, sizes, shape, strict=True)
+        max(0, min(int(start), extent - size))
+        for start, size, extent in zip(starts, sizes, shape, strict=True)
     ]
     return tuple(slice(start, start + size) for start, size in zip(clamped, sizes, strict=True))
 
 
 @primitive("dynamic_slice", Kind.MOVEMENT)
 class DynamicSlice(Op):
-    """The window of `sizes` that begins at the given 0-d starts, one per axis; starts are clamped so that it fits."""
+    """The window of `sizes` that begins at the given 0-d starts, one per axis; starts are clamped so that it
+    fits.
+    """
 
     sizes: tuple[int, ...]
 
     def infer(self, x: Type, *starts: Type) -> tuple[Type, ...]:
         _start_types(self, x, starts)
         require(
-            len(self.sizes) == x.ndim and all(0 <= n <= extent for n, extent in zip(self.sizes, x.shape, strict=True)),
+            len(self.sizes) == x.ndim
+            and all(0 <= n <= extent for n, extent in zip(self.sizes, x.shape, strict=True)),
             f"dynamic_slice of sizes {self.sizes} does not fit into a tensor of shape {x.shape}",
         )
         return (Type(x.dtype, self.sizes),)
@@ -407,15 +444,19 @@ class DynamicSlice(Op):
 
 @primitive("dynamic_update_slice", Kind.MOVEMENT)
 class DynamicUpdateSlice(Op):
-    """The first input with the window at the given 0-d starts (clamped so that it fits) replaced by the second."""
+    """The first input with the window at the given 0-d starts (clamped so that it fits) replaced by the
+    second.
+    """
 
     def infer(self, x: Type, update: Type, *starts: Type) -> tuple[Type, ...]:
         _start_types(self, x, starts)
         if update.dtype is not x.dtype:
             raise DTypeError(f"dynamic_update_slice needs equal element types, received {x} and {update}")
         require(
-            update.ndim == x.ndim and all(n <= extent for n, extent in zip(update.shape, x.shape, strict=True)),
-            f"dynamic_update_slice: an update of shape {update.shape} does not fit into a tensor of shape {x.shape}",
+            update.ndim == x.ndim
+            and all(n <= extent for n, extent in zip(update.shape, x.shape, strict=True)),
+            f"dynamic_update_slice: an update of shape {update.shape} does not fit into a tensor of "
+            f"shape {x.shape}",
         )
         return (x,)
 
@@ -449,7 +490,8 @@ def _starts(starts: Any, ndim: int, what: str) -> list[Any]:
 def dynamic_slice(x: Any, starts: Any, sizes: Any) -> Any:
     """The window of the fixed shape `sizes` that begins at `starts`, integers or 0-d tensors, one per axis.
 
-    A window that would not fit is moved until it does (starts are clamped to 0 .. size of axis - size of window).
+    A window that would not fit is moved until it does (starts are clamped to 0 .. size of axis - size of
+    window).
     """
     x = operand(x)
     op = DynamicSlice(shape_argument(sizes, "sizes"))
@@ -457,12 +499,16 @@ def dynamic_slice(x: Any, starts: Any, sizes: Any) -> Any:
 
 
 def dynamic_update_slice(x: Any, update: Any, starts: Any) -> Any:
-    """`x` with the window that begins at `starts` replaced by `update`; starts are clamped as in `dynamic_slice`."""
+    """`x` with the window that begins at `starts` replaced by `update`; starts are clamped as in
+    `dynamic_slice`.
+    """
     x = operand(x)
-    return apply(DynamicUpdateSlice(), x, cast(update, x.dtype), *_starts(starts, x.ndim, "dynamic_update_slice"))
+    return apply(
+        DynamicUpdateSlice(), x, cast(update, x.dtype), *_starts(starts, x.ndim, "dynamic_update_slice")
+    )
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 def _positions(*shape: int, extent: int, dtype: str = "int64", seed: int = 0) -> Array:
@@ -489,7 +535,9 @@ def _gather_samples() -> Iterator[Sample]:
         yield Sample(gather, (values(*shape), places), options)
     unsigned = values(4, dtype="uint8", low=0, high=5)
     yield Sample(gather, (values(5, 3), unsigned), torch=lambda t, x, i: x[i.long()])
-    yield Sample(take, (values(5, 3), _positions(4, extent=15, dtype="int32")), torch=lambda t, x, i: x.flatten()[i])
+    yield Sample(
+        take, (values(5, 3), _positions(4, extent=15, dtype="int32")), torch=lambda t, x, i: x.flatten()[i]
+    )
     yield Sample(take, (special(), np.array([0, 4, 3, -1])), {"axis": 0}, torch=lambda t, x, i: x[i])
     for dtype in ("float16", "bfloat16", "float64", "bool", "int16"):
         yield Sample(gather, (values(5, 3, dtype=dtype), _positions(4, extent=5, dtype="int16")))
@@ -497,21 +545,39 @@ def _gather_samples() -> Iterator[Sample]:
     yield Sample(take_along_axis, (values(3, 5), positive), torch=lambda t, x, i: t.gather(x, 1, i))
     yield Sample(take_along_axis, (values(2, 5, 3), _positions(2, 1, 3, extent=5)), {"axis": 1})
     yield Sample(take_along_axis, (values(2, 5, 3), _positions(1, 4, 1, extent=5)), {"axis": 1})
-    yield Sample(lambda x, i, j: x[i, j], (values(4, 5), _positions(3, extent=4), _positions(2, 1, extent=5)), torch=lambda t, x, i, j: x[i, j])
-    yield Sample(lambda x, i, j: x[i, :, j], (values(4, 3, 5), _positions(3, extent=4), _positions(3, extent=5)), torch=lambda t, x, i, j: x[i, :, j])
+    yield Sample(
+        lambda x, i, j: x[i, j],
+        (values(4, 5), _positions(3, extent=4), _positions(2, 1, extent=5)),
+        torch=lambda t, x, i, j: x[i, j],
+    )
+    yield Sample(
+        lambda x, i, j: x[i, :, j],
+        (values(4, 3, 5), _positions(3, extent=4), _positions(3, extent=5)),
+        torch=lambda t, x, i, j: x[i, :, j],
+    )
     yield Sample(lambda x, i: x[:, 1, None, i, ::2], (values(2, 3, 4, 5), _positions(2, 2, extent=4)))
     yield Sample(lambda x, i: x[0, ..., i], (values(2, 3, 4), _positions(2, 2, extent=4)))
     yield Sample(lambda x: x[[0, -1, 0], [[1], [2]]], (values(2, 3, 4),))
     yield Sample(lambda x: x[np.array([[True, False, True], [False, False, True]])], (values(2, 3, 4),))
     three = np.array([0, 3])
     yield Sample(gather, (values(3), three), error=IndexRangeError, message="index 3 (at position (1,)")
-    yield Sample(gather, (values(2, 3), -three - 1), {"axis": 1}, error=IndexRangeError, message="expected -3 to 2")
+    yield Sample(
+        gather, (values(2, 3), -three - 1), {"axis": 1}, error=IndexRangeError, message="expected -3 to 2"
+    )
     yield Sample(gather, (values(3), values(2)), error=DTypeError, message="integer indices")
-    yield Sample(gather, (values(3, 4), np.zeros((2, 1), int)), {"axis": 1, "batch": 1}, error=ShapeError, message="batch")
+    yield Sample(
+        gather,
+        (values(3, 4), np.zeros((2, 1), int)),
+        {"axis": 1, "batch": 1},
+        error=ShapeError,
+        message="batch",
+    )
     yield Sample(take_along_axis, (values(3, 4), np.zeros(2, int)), error=ShapeError, message="as many axes")
     yield Sample(lambda x, i: x[i, i], (values(3, 9), three), error=IndexRangeError, message="size 3")
     yield Sample(lambda x: x[[0, 3]], (values(3),), error=IndexRangeError, message="axis 0 of a tensor")
-    yield Sample(lambda x, m: x[m], (values(3), values(3, dtype="bool")), error=TraceError, message="where(mask")
+    yield Sample(
+        lambda x, m: x[m], (values(3), values(3, dtype="bool")), error=TraceError, message="where(mask"
+    )
     yield Sample(lambda x: x[np.array([True, False])], (values(3),), error=ShapeError, message="mask")
     yield Sample(lambda x: x[[0.5]], (values(3),), error=ArgumentError)
 

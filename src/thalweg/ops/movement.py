@@ -1,13 +1,15 @@
-"""Movement primitives: they place elements anew and compute nothing. Functions with the names of the array-API standard.
+"""Movement primitives: they place elements anew and compute nothing. Functions with the names of the
+array-API standard.
 
-A shape, an axis or a permutation is a fixed attribute; what depends on indices held in a tensor is in `indexing` and
-`accumulation`.
+A shape, an axis or a permutation is a fixed attribute; what depends on indices held in a tensor is in
+`indexing` and `accumulation`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,23 +28,27 @@ def _symbols(shape: Shape) -> list[tuple[str, int]]:
 
 
 def shape_argument(shape: Any, what: str = "shape") -> Shape:
-    """`shape` (an integer or a sequence of them) as a tuple of Python integers or symbols; negative sizes are refused."""
+    """`shape` (an integer or a sequence of them) as a tuple of Python integers or symbols; negative sizes are
+    refused.
+    """
     listed = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     found: list[int] = []
     for extent in listed:
         if isinstance(extent, bool) or not isinstance(extent, (int, np.integer)):
-            raise ArgumentError(f"{what} must be integers, received {extent!r} of type {type(extent).__name__}")
+            raise ArgumentError(
+                f"{what} must be integers, received {extent!r} of type {type(extent).__name__}"
+            )
         if extent < 0:
             raise ArgumentError(f"{what} {listed} has the negative size {extent}; sizes are 0 or larger")
         found.append(extent if isinstance(extent, Symbol) else int(extent))
     return tuple(found)
 
 
-# ---- reshape --------------------------------------------------------------------------------------------------------
+# ---- reshape -----------------------------------------------------------------------------------------------
 
 
 def _matched_axes(source: Shape, target: Shape) -> list[tuple[int, int]]:
-    """Pairs of axes that a row-major reshape leaves as they are, for example axis 0 of [B,16,5,5] to [B,400]."""
+    """Pairs of axes that a row-major reshape leaves as they are, like axis 0 of [B,16,5,5] to [B,400]."""
     pairs: list[tuple[int, int]] = []
     i = j = 0
     while i < len(source) and j < len(target):
@@ -107,7 +113,7 @@ def _fill_unknown(shape: tuple[Any, ...], x: Any) -> tuple[Any, ...]:
             f"reshape of a tensor of shape {x.shape} with {x.size} elements to {shape}: "
             f"{x.size} is not a multiple of {count}, so there is no size for -1"
             if count
-            else f"reshape of {x.shape} to {shape}: beside a size 0 the size for -1 is not determined; write it out"
+            else f"reshape of {x.shape} to {shape}: beside a size 0 any size fits for -1; write it out"
         )
     unknown: int = x.size // count
     free = [extent for extent in x.shape if isinstance(extent, Symbol) and extent not in known]
@@ -124,14 +130,18 @@ def reshape(x: Any, shape: Any) -> Any:
     x = operand(x)
     wanted = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     if any(isinstance(extent, (int, np.integer)) and extent == -1 for extent in wanted):
-        shape_argument([1 if isinstance(extent, (int, np.integer)) and extent == -1 else extent for extent in wanted])
+        shape_argument(
+            [1 if isinstance(extent, (int, np.integer)) and extent == -1 else extent for extent in wanted]
+        )
         wanted = _fill_unknown(wanted, x)
     wanted = shape_argument(wanted)
     return x if wanted == x.shape else apply(Reshape(wanted), x)
 
 
 def flatten(x: Any, start_axis: int = 0, end_axis: int = -1) -> Any:
-    """Axes `start_axis` to `end_axis` (inclusive) joined into one; a 0-d tensor becomes a vector of one element."""
+    """Axes `start_axis` to `end_axis` (inclusive) joined into one; a 0-d tensor becomes a vector of one
+    element.
+    """
     x = operand(x)
     if x.ndim == 0:
         return reshape(x, (1,))
@@ -152,7 +162,7 @@ def squeeze(x: Any, axis: Any = None) -> Any:
     for position in dropped:
         if x.shape[position] != 1:
             raise ShapeError(
-                f"squeeze: axis {position} of a tensor of shape {x.shape} has size {x.shape[position]}, expected 1"
+                f"squeeze: axis {position} of a tensor of shape {x.shape} has size {x.shape[position]}, not 1"
             )
     return reshape(x, tuple(extent for position, extent in enumerate(x.shape) if position not in dropped))
 
@@ -166,7 +176,7 @@ def expand_dims(x: Any, axis: Any) -> Any:
     return reshape(x, tuple(1 if position in new else next(remaining) for position in range(x.ndim + count)))
 
 
-# ---- transpose ------------------------------------------------------------------------------------------------------
+# ---- transpose ---------------------------------------------------------------------------------------------
 
 
 @primitive("transpose", Kind.MOVEMENT)
@@ -221,26 +231,32 @@ def moveaxis(x: Any, source: Any, destination: Any) -> Any:
     places = [normalize_axis(a, x.ndim) for a in listed]
     if len(moved) != len(places) or len(set(moved)) != len(moved) or len(set(places)) != len(places):
         raise ArgumentError(
-            f"moveaxis needs as many distinct sources as destinations, received {source!r} and {destination!r}"
+            f"moveaxis needs as many distinct sources as destinations, received {source!r}, {destination!r}"
         )
     target = dict(zip(places, moved, strict=True))
     remaining = iter(axis for axis in range(x.ndim) if axis not in moved)
-    return transpose(x, [target[position] if position in target else next(remaining) for position in range(x.ndim)])
+    return transpose(
+        x, [target[position] if position in target else next(remaining) for position in range(x.ndim)]
+    )
 
 
-# ---- broadcast ------------------------------------------------------------------------------------------------------
+# ---- broadcast ---------------------------------------------------------------------------------------------
 
 
 @primitive("broadcast", Kind.MOVEMENT)
 class Broadcast(Op):
-    """The input repeated to `shape`; its axes are aligned at the right, each of the same size or 1 (NumPy's rule)."""
+    """The input repeated to `shape`; its axes are aligned at the right, each of the same size or 1 (NumPy's
+    rule).
+    """
 
     shape: tuple[int, ...]
 
     def infer(self, x: Type) -> tuple[Type, ...]:
         require(
             x.ndim <= len(self.shape)
-            and all(a in (b, 1) for a, b in zip(x.shape, self.shape[len(self.shape) - x.ndim :], strict=True)),
+            and all(
+                a in (b, 1) for a, b in zip(x.shape, self.shape[len(self.shape) - x.ndim :], strict=True)
+            ),
             f"a tensor of shape {x.shape} cannot be broadcast to {self.shape}: aligned at the right, "
             "each of its sizes must be equal or 1",
         )
@@ -268,7 +284,8 @@ class Broadcast(Op):
         offset = len(self.shape) - inputs[0].ndim
         repeated = self.repeated(inputs[0])
         return tuple(
-            AxisGroup((None if axis in repeated else axis - offset,), (axis,)) for axis in range(len(self.shape))
+            AxisGroup((None if axis in repeated else axis - offset,), (axis,))
+            for axis in range(len(self.shape))
         )
 
 
@@ -279,7 +296,7 @@ def broadcast_to(x: Any, shape: Any) -> Any:
     return x if wanted == x.shape else apply(Broadcast(wanted), x)
 
 
-# ---- flip -----------------------------------------------------------------------------------------------------------
+# ---- flip --------------------------------------------------------------------------------------------------
 
 
 @primitive("flip", Kind.MOVEMENT)
@@ -312,12 +329,14 @@ def flip(x: Any, axis: Any = None) -> Any:
     return apply(Flip(reversed_axes), x) if reversed_axes else x
 
 
-# ---- slice and pad --------------------------------------------------------------------------------------------------
+# ---- slice and pad -----------------------------------------------------------------------------------------
 
 
 @primitive("slice", Kind.MOVEMENT)
 class Slice(Op):
-    """Positions `starts[i]`, `starts[i] + steps[i]`, ... below `stops[i]` along every axis i; steps are positive."""
+    """Positions `starts[i]`, `starts[i] + steps[i]`, ... below `stops[i]` along every axis i; steps are
+    positive.
+    """
 
     starts: tuple[int, ...]
     stops: tuple[int, ...]
@@ -373,7 +392,7 @@ def _at(ndim: int, axis: int, pair: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def slice_axes(x: Any, starts: Sequence[int], stops: Sequence[int], steps: Sequence[int]) -> Any:
-    """The slice of `x` with these bounds (non-negative, within the axes) and positive steps for every axis."""
+    """The slice of `x` with these bounds (within the axes) and positive steps, one for every axis."""
     whole = all(start == 0 and step == 1 for start, step in zip(starts, steps, strict=True))
     if whole and tuple(stops) == tuple(map(int, x.shape)):
         return x
@@ -427,7 +446,9 @@ class Pad(Op):
 
 
 def pad(x: Any, pad_width: Any, value: float | int | bool = 0) -> Any:
-    """`x` with a border of `value`: `pad_width` is one integer, one (before, after) pair, or a pair for every axis."""
+    """`x` with a border of `value`: `pad_width` is one integer, one (before, after) pair, or a pair for every
+    axis.
+    """
     x = operand(x)
     widths = pad_width
     if isinstance(widths, (int, np.integer)):
@@ -448,7 +469,9 @@ def pad(x: Any, pad_width: Any, value: float | int | bool = 0) -> Any:
 
 
 def fill_value(value: float | int | bool, dtype: DType) -> float | int | bool:
-    """`value` as the Python number kept in an attribute for tensors of `dtype`; raises where the type cannot hold it."""
+    """`value` as the Python number kept in an attribute for tensors of `dtype`; raises where the type cannot
+    hold it.
+    """
     if dtype.is_floating:
         return float(value)
     if dtype.is_bool and value in (0, 1):
@@ -457,10 +480,12 @@ def fill_value(value: float | int | bool, dtype: DType) -> float | int | bool:
         limits = np.iinfo(dtype.numpy)
         if limits.min <= value <= limits.max:
             return int(value)
-    raise DTypeError(f"{value!r} is not a value of a {dtype} tensor; cast the tensor first, for example to float32")
+    raise DTypeError(
+        f"{value!r} is not a value of a {dtype} tensor; cast the tensor first, for example to float32"
+    )
 
 
-# ---- joining and splitting ------------------------------------------------------------------------------------------
+# ---- joining and splitting ---------------------------------------------------------------------------------
 
 
 @primitive("concat", Kind.MOVEMENT)
@@ -471,11 +496,15 @@ class Concat(Op):
 
     def infer(self, *inputs: Type) -> tuple[Type, ...]:
         first = inputs[0]
-        require(0 <= self.axis < first.ndim, f"concat along axis {self.axis} of a tensor with {first.ndim} axes")
+        require(
+            0 <= self.axis < first.ndim, f"concat along axis {self.axis} of a tensor with {first.ndim} axes"
+        )
         for other in inputs[1:]:
             if other.dtype is not first.dtype:
                 raise DTypeError(f"concat needs equal element types, received {first} and {other}")
-            require(other.ndim == first.ndim, f"concat needs equal numbers of axes, received {first} and {other}")
+            require(
+                other.ndim == first.ndim, f"concat needs equal numbers of axes, received {first} and {other}"
+            )
             for axis in range(first.ndim):
                 require(
                     axis == self.axis or other.shape[axis] == first.shape[axis],
@@ -512,7 +541,9 @@ def _sequence(tensors: Any, what: str) -> list[Any]:
 
 
 def concat(tensors: Any, axis: int | None = 0) -> Any:
-    """The tensors one behind the other along `axis` (None: all flattened first); the other sizes must be equal."""
+    """The tensors one behind the other along `axis` (None: all flattened first); the other sizes must be
+    equal.
+    """
     listed = _sequence(tensors, "concat")
     if axis is None:
         listed, axis = [flatten(x) for x in listed], 0
@@ -540,7 +571,9 @@ def unstack(x: Any, axis: int = 0) -> tuple[Any, ...]:
 
 
 def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> tuple[Any, ...]:
-    """`x` cut along `axis`: into `sections` equal parts, or before each of the positions in `sections` (as NumPy)."""
+    """`x` cut along `axis`: into `sections` equal parts, or before each of the positions in `sections` (as
+    NumPy).
+    """
     x = operand(x)
     position = normalize_axis(axis, x.ndim)
     extent = x.shape[position]
@@ -555,19 +588,20 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> tuple[Any, ..
     else:
         clamped = [slice(0, int(cut)).indices(extent)[1] for cut in sections]
         bounds = [0, *clamped, extent]
-    pairs = zip(bounds, bounds[1:], strict=False)
-    return tuple(slice_axis(x, position, start, stop if stop > start else start) for start, stop in pairs)
+    return tuple(slice_axis(x, position, start, max(start, stop)) for start, stop in pairwise(bounds))
 
 
 def roll(x: Any, shift: Any, axis: Any = None) -> Any:
-    """`x` shifted cyclically by `shift` positions along `axis` (None: over all elements in row-major order)."""
+    """`x` shifted cyclically by `shift` positions along `axis` (None: over all elements, row by row)."""
     x = operand(x)
     if axis is None:
         return reshape(roll(flatten(x), shift, 0), x.shape)
     axes = axis if isinstance(axis, (tuple, list)) else (axis,)
     shifts = shift if isinstance(shift, (tuple, list)) else (shift,) * len(axes)
     if len(shifts) != len(axes):
-        raise ArgumentError(f"roll needs one shift for every axis, received shifts {shift!r} and axes {axis!r}")
+        raise ArgumentError(
+            f"roll needs one shift for every axis, received shifts {shift!r} and axes {axis!r}"
+        )
     for amount, position in zip(shifts, (normalize_axis(a, x.ndim) for a in axes), strict=True):
         extent = x.shape[position]
         cut = -int(amount) % extent if extent else 0
@@ -605,14 +639,18 @@ def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any
         return reshape(spread, (*before, extent * count, *behind))
     counts = shape_argument(tuple(repeats), "repeats")
     if len(counts) != extent:
-        raise ShapeError(f"repeat: {len(counts)} counts for axis {position} of size {extent}; expected {extent}")
+        raise ShapeError(
+            f"repeat: {len(counts)} counts for axis {position} of size {extent}; expected {extent}"
+        )
     from thalweg.ops.indexing import gather
 
     return gather(x, np.repeat(np.arange(extent), counts), position)
 
 
 def meshgrid(*tensors: Any, indexing: str = "xy") -> tuple[Any, ...]:
-    """Coordinate grids of 0-d or 1-d tensors: axis i runs with the i-th one ("ij"), the first two swapped for "xy"."""
+    """Coordinate grids of 0-d or 1-d tensors: axis i runs with the i-th one ("ij"), the first two swapped for
+    "xy".
+    """
     if indexing not in ("xy", "ij"):
         raise ArgumentError(f"indexing must be 'xy' or 'ij', received {indexing!r}")
     lines = [flatten(operand(x)) if operand(x).ndim == 0 else operand(x) for x in tensors]
@@ -631,7 +669,7 @@ def meshgrid(*tensors: Any, indexing: str = "xy") -> tuple[Any, ...]:
     return tuple(results)
 
 
-# ---- triangles ------------------------------------------------------------------------------------------------------
+# ---- triangles ---------------------------------------------------------------------------------------------
 
 
 def _triangle(x: Any, diagonal: int, upper: bool) -> Any:
@@ -653,7 +691,7 @@ def triu(x: Any, k: int = 0) -> Any:
     return _triangle(x, k, upper=True)
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 @samples("reshape")
@@ -669,7 +707,9 @@ def _reshape_samples() -> Iterator[Sample]:
         ((3, 0, 2), (0, 7)),
         ((0, 3), (0, 1, 3)),
     ):
-        yield Sample(reshape, (values(*shape),), {"shape": target}, torch=lambda t, x, s=target: t.reshape(x, s))
+        yield Sample(
+            reshape, (values(*shape),), {"shape": target}, torch=lambda t, x, s=target: t.reshape(x, s)
+        )
     for dtype in ("float16", "bfloat16", "float64", "bool", "int8", "uint64"):
         yield Sample(reshape, (values(3, 4, dtype=dtype),), {"shape": (4, 3)})
     yield Sample(reshape, (special(),), {"shape": (3, 4)})
@@ -679,7 +719,9 @@ def _reshape_samples() -> Iterator[Sample]:
     yield Sample(squeeze, (values(3, 1, 5, 1),), {"axis": -1}, torch=lambda t, x: t.squeeze(x, -1))
     yield Sample(expand_dims, (values(3, 5),), {"axis": (0, -1)})
     yield Sample(reshape, (values(3, 5),), {"shape": (4, 4)}, error=ShapeError, message="16 elements")
-    yield Sample(reshape, (values(3, 5),), {"shape": (4, -1)}, error=ShapeError, message="not a multiple of 4")
+    yield Sample(
+        reshape, (values(3, 5),), {"shape": (4, -1)}, error=ShapeError, message="not a multiple of 4"
+    )
     yield Sample(reshape, (values(3, 5),), {"shape": (-1, -1)}, error=ShapeError, message="only one")
     yield Sample(reshape, (values(3, 0),), {"shape": (0, -1)}, error=ShapeError, message="write it out")
     yield Sample(reshape, (values(3, 5),), {"shape": (-3, 5)}, error=ArgumentError, message="negative size")
@@ -700,8 +742,15 @@ def _transpose_samples() -> Iterator[Sample]:
     ):
         yield Sample(transpose, (values(*shape),), {"axes": axes}, torch=lambda t, x, a=axes: x.permute(a))
     yield Sample(transpose, (values(2, 3, 4, 5),), torch=lambda t, x: x.permute(3, 2, 1, 0))
-    yield Sample(moveaxis, (values(2, 3, 5),), {"source": 0, "destination": -1}, torch=lambda t, x: t.moveaxis(x, 0, -1))
-    yield Sample(swapaxes, (values(2, 3, 5),), {"first": 0, "second": 2}, torch=lambda t, x: t.swapaxes(x, 0, 2))
+    yield Sample(
+        moveaxis,
+        (values(2, 3, 5),),
+        {"source": 0, "destination": -1},
+        torch=lambda t, x: t.moveaxis(x, 0, -1),
+    )
+    yield Sample(
+        swapaxes, (values(2, 3, 5),), {"first": 0, "second": 2}, torch=lambda t, x: t.swapaxes(x, 0, 2)
+    )
     yield Sample(lambda x: transpose(reshape(x, (1, 1)), (1, 0)), (values(),))
     yield Sample(transpose, (np.stack(special_pairs()),))
     for dtype in ("float16", "bfloat16", "bool", "int32"):
@@ -724,23 +773,40 @@ def _broadcast_samples() -> Iterator[Sample]:
         ((2, 1, 3, 1), (2, 4, 3, 5)),
         ((1, 1), (1, 3)),
     ):
-        yield Sample(broadcast_to, (values(*shape),), {"shape": target}, torch=lambda t, x, s=target: x.broadcast_to(s))
+        yield Sample(
+            broadcast_to, (values(*shape),), {"shape": target}, torch=lambda t, x, s=target: x.broadcast_to(s)
+        )
     yield Sample(broadcast_to, (special(),), {"shape": (2, 12)})
     for dtype in ("float16", "bfloat16", "float64", "bool", "uint8"):
         yield Sample(broadcast_to, (values(3, 1, dtype=dtype),), {"shape": (3, 4)})
     yield Sample(tile, (values(2, 3),), {"repetitions": (2, 1, 3)}, torch=lambda t, x: t.tile(x, (2, 1, 3)))
     yield Sample(tile, (values(2, 3),), {"repetitions": 2}, torch=lambda t, x: t.tile(x, (2,)))
-    yield Sample(repeat, (values(2, 3),), {"repeats": 2, "axis": 1}, torch=lambda t, x: x.repeat_interleave(2, 1))
+    yield Sample(
+        repeat, (values(2, 3),), {"repeats": 2, "axis": 1}, torch=lambda t, x: x.repeat_interleave(2, 1)
+    )
     yield Sample(repeat, (values(2, 3),), {"repeats": 3}, torch=lambda t, x: x.repeat_interleave(3))
-    yield Sample(lambda x, y: meshgrid(x, y), (values(3), values(5)), torch=lambda t, x, y: t.meshgrid(x, y, indexing="xy"))
+    yield Sample(
+        lambda x, y: meshgrid(x, y),
+        (values(3), values(5)),
+        torch=lambda t, x, y: t.meshgrid(x, y, indexing="xy"),
+    )
     yield Sample(broadcast_to, (values(3),), {"shape": (3, 4)}, error=ShapeError, message="equal or 1")
-    yield Sample(broadcast_to, (values(2, 3),), {"shape": (3,)}, error=ShapeError, message="aligned at the right")
+    yield Sample(
+        broadcast_to, (values(2, 3),), {"shape": (3,)}, error=ShapeError, message="aligned at the right"
+    )
     yield Sample(broadcast_to, (values(2, 3),), {"shape": (-1, 3)}, error=ArgumentError, message="negative")
 
 
 @samples("flip")
 def _flip_samples() -> Iterator[Sample]:
-    for shape, axis in (((3,), 0), ((3, 5), (0, 1)), ((2, 3, 5), -2), ((0, 3), 1), ((1, 4), 0), ((2, 3, 4), (0, 2))):
+    for shape, axis in (
+        ((3,), 0),
+        ((3, 5), (0, 1)),
+        ((2, 3, 5), -2),
+        ((0, 3), 1),
+        ((1, 4), 0),
+        ((2, 3, 4), (0, 2)),
+    ):
         listed = axis if isinstance(axis, tuple) else (axis,)
         yield Sample(flip, (values(*shape),), {"axis": axis}, torch=lambda t, x, a=listed: t.flip(x, a))
     yield Sample(flip, (values(2, 3, 4),))
@@ -766,7 +832,9 @@ def _slice_samples() -> Iterator[Sample]:
         ((3, 5), (slice(10, 20),)),
         ((1, 9), (0, None, slice(None, None, 4))),
     ):
-        negative = any(isinstance(k, slice) and (k.step or 1) < 0 for k in (key if isinstance(key, tuple) else (key,)))
+        negative = any(
+            isinstance(k, slice) and (k.step or 1) < 0 for k in (key if isinstance(key, tuple) else (key,))
+        )
         torch = None if negative else lambda t, x, k=key: x[k]
         yield Sample(lambda x, k=key: x[k], (values(*shape),), torch=torch)
     yield Sample(lambda x: x[3:9], (special(),))
@@ -783,7 +851,9 @@ def _slice_samples() -> Iterator[Sample]:
     yield Sample(lambda x: x[1.5], (values(3),), error=ArgumentError, message="integers")
     yield Sample(lambda x: x["a"], (values(3),), error=ArgumentError)
     yield Sample(lambda x: split(x, 4), (values(6),), error=ShapeError, message="equal parts")
-    yield Sample(lambda x: apply(Slice((0,), (4,), (1,)), x), (values(3),), error=ShapeError, message="does not lie")
+    yield Sample(
+        lambda x: apply(Slice((0,), (4,), (1,)), x), (values(3),), error=ShapeError, message="does not lie"
+    )
 
 
 @samples("pad")
@@ -799,15 +869,31 @@ def _pad_samples() -> Iterator[Sample]:
     ):
         smooth = False if value in (math.inf,) or value != value else None
         yield Sample(pad, (values(*shape),), {"pad_width": widths, "value": value}, gradient=smooth)
-    yield Sample(pad, (values(3, 5),), {"pad_width": [(1, 2), (3, 4)]}, torch=lambda t, x: t.nn.functional.pad(x, (3, 4, 1, 2)))
+    yield Sample(
+        pad,
+        (values(3, 5),),
+        {"pad_width": [(1, 2), (3, 4)]},
+        torch=lambda t, x: t.nn.functional.pad(x, (3, 4, 1, 2)),
+    )
     yield Sample(lambda x: pad(reshape(x, (1,)), 1), (values(),))
     yield Sample(pad, (special(),), {"pad_width": 2})
-    for dtype, value in (("float16", 1), ("bfloat16", 0.5), ("float64", 0.1), ("bool", True), ("int8", -128), ("uint64", 2**63)):
+    for dtype, value in (
+        ("float16", 1),
+        ("bfloat16", 0.5),
+        ("float64", 0.1),
+        ("bool", True),
+        ("int8", -128),
+        ("uint64", 2**63),
+    ):
         yield Sample(pad, (values(3, 4, dtype=dtype),), {"pad_width": 1, "value": value})
     yield Sample(pad, (values(3),), {"pad_width": [(-1, 0)]}, error=ShapeError, message="slice to remove")
     yield Sample(pad, (values(3),), {"pad_width": [(1, 0), (0, 1)]}, error=ArgumentError, message="pad_width")
-    yield Sample(pad, (values(3, dtype="int8"),), {"pad_width": 1, "value": 0.5}, error=DTypeError, message="0.5")
-    yield Sample(pad, (values(3, dtype="int8"),), {"pad_width": 1, "value": 128}, error=DTypeError, message="128")
+    yield Sample(
+        pad, (values(3, dtype="int8"),), {"pad_width": 1, "value": 0.5}, error=DTypeError, message="0.5"
+    )
+    yield Sample(
+        pad, (values(3, dtype="int8"),), {"pad_width": 1, "value": 128}, error=DTypeError, message="128"
+    )
 
 
 @samples("concat")
@@ -826,10 +912,18 @@ def _concat_samples() -> Iterator[Sample]:
         inputs = tuple(values(*shape, seed=i) for i, shape in enumerate(shapes))
         yield Sample(joined(axis), inputs, torch=lambda t, *x, a=axis: t.cat(x, a))
     yield Sample(joined(None), (values(2, 2), values()))
-    yield Sample(lambda x, y: stack([x, y], 1), (values(3, 5), values(3, 5, seed=1)), torch=lambda t, x, y: t.stack([x, y], 1))
-    yield Sample(lambda x, y: stack([x, y]), (values(), values(seed=1)), torch=lambda t, x, y: t.stack([x, y]))
+    yield Sample(
+        lambda x, y: stack([x, y], 1),
+        (values(3, 5), values(3, 5, seed=1)),
+        torch=lambda t, x, y: t.stack([x, y], 1),
+    )
+    yield Sample(
+        lambda x, y: stack([x, y]), (values(), values(seed=1)), torch=lambda t, x, y: t.stack([x, y])
+    )
     yield Sample(lambda x: stack([x, x, x], -1), (values(4),))
-    yield Sample(lambda x: roll(x, (1, -2), (0, 1)), (values(3, 5),), torch=lambda t, x: t.roll(x, (1, -2), (0, 1)))
+    yield Sample(
+        lambda x: roll(x, (1, -2), (0, 1)), (values(3, 5),), torch=lambda t, x: t.roll(x, (1, -2), (0, 1))
+    )
     yield Sample(lambda x: roll(x, 4), (values(3, 5),), torch=lambda t, x: t.roll(x, 4))
     yield Sample(joined(0), (special(), special()))
     yield Sample(joined(0), (values(3, dtype="int8"), values(2, dtype="float64")))

@@ -1,8 +1,8 @@
 """Reductions: sum, max, min, prod, argmax, argmin, and what is written in them (mean, var, std, any, all).
 
-The primitives drop the reduced axes; the functions put them back for `keepdims=True`. Semantics are the array-API
-standard's: `axis` is None (all axes), an integer or a tuple; sums and products of nothing are 0 and 1, the largest of
-nothing is an error; sums of integers and booleans are 64-bit integers.
+The primitives drop the reduced axes; the functions put them back for `keepdims=True`. Semantics are the
+array-API standard's: `axis` is None (all axes), an integer or a tuple; sums and products of nothing are 0 and
+1, the largest of nothing is an error; sums of integers and booleans are 64-bit integers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from thalweg.types import Shape, Type, normalize_axes, normalize_axis
 
 
 def accumulator(dtype: np.dtype[Any]) -> Any:
-    """The type in which the references add and multiply: float32 for 16 bits, float64 (the more exact) above."""
+    """In what the references add and multiply: float32 for 16 bits, float64 (the more exact) above."""
     if dtype.kind in "iu":
         return dtype
     return np.float32 if dtype.itemsize == 2 else np.float64
@@ -53,7 +53,9 @@ class Reduction(Op):
             f"{self.name} over axes {self.axis} of a tensor with {x.ndim} axes",
         )
         if x.dtype.kind not in self.accepts:
-            raise DTypeError(f"{self.name} does not accept {x.dtype} tensors; cast first, for example to int64")
+            raise DTypeError(
+                f"{self.name} does not accept {x.dtype} tensors; cast first, for example to int64"
+            )
         if self.needs_elements:
             for axis in self.axis:
                 require(
@@ -82,8 +84,8 @@ def _restore(reduced: Any, axis: Sequence[int], shape: Shape) -> Any:
 class Sum(Reduction):
     """The sum; integers wrap.
 
-    The reference adds 16-bit floating point in float32 and float32 in float64 and rounds once: NumPy's own float32 sum is
-    pairwise along the last axis only.
+    The reference adds 16-bit floating point in float32 and float32 in float64 and rounds once: NumPy's own
+    float32 sum is pairwise along the last axis only.
     """
 
     axis: tuple[int, ...]
@@ -130,7 +132,9 @@ def _prod_gradient(x: Any, g: Any, axis: tuple[int, ...]) -> Any:
         line = prod(pairs, -1)
     share = reshape(g, (*outer, 1))
     for pairs in reversed(levels):
-        share = reshape(broadcast_to(reshape(share, (*share.shape, 1)), pairs.shape) * flip(pairs, -1), (*outer, -1))
+        share = reshape(
+            broadcast_to(reshape(share, (*share.shape, 1)), pairs.shape) * flip(pairs, -1), (*outer, -1)
+        )
     share = slice_axis(share, len(outer), 0, count)
     permuted = reshape(share, tuple(x.shape[position] for position in order))
     return transpose(permuted, sorted(range(x.ndim), key=order.__getitem__))
@@ -182,7 +186,10 @@ class ArgReduction(Op):
 
     def infer(self, x: Type) -> tuple[Type, ...]:
         require(0 <= self.axis < x.ndim, f"{self.name} over axis {self.axis} of a tensor with {x.ndim} axes")
-        require(x.shape[self.axis] != 0, f"{self.name} of a tensor of shape {x.shape} over axis {self.axis} of size 0")
+        require(
+            x.shape[self.axis] != 0,
+            f"{self.name} of a tensor of shape {x.shape} over axis {self.axis} of size 0",
+        )
         return (Type(types.int64, (*x.shape[: self.axis], *x.shape[self.axis + 1 :])),)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
@@ -190,7 +197,9 @@ class ArgReduction(Op):
 
     def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
         return tuple(
-            AxisGroup((axis,), (axis - (axis > self.axis),)) for axis in range(inputs[0].ndim) if axis != self.axis
+            AxisGroup((axis,), (axis - (axis > self.axis),))
+            for axis in range(inputs[0].ndim)
+            if axis != self.axis
         )
 
 
@@ -214,7 +223,7 @@ class Argmin(ArgReduction):
         return np.argmin(_comparable(x), self.axis)
 
 
-# ---- functions ------------------------------------------------------------------------------------------------------
+# ---- functions ---------------------------------------------------------------------------------------------
 
 
 def _reduce(op: type[Any], x: Any, axis: Any, keepdims: bool) -> Any:
@@ -357,7 +366,7 @@ def std(x: Any, axis: Any = None, keepdims: bool = False, *, correction: float =
     return _std(x, axis=normalize_axes(axis, x.ndim), keepdims=bool(keepdims), correction=float(correction))
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 def _reduction_samples(name: str, function: Any, distinct: bool, integers: bool) -> Iterator[Sample]:
@@ -377,7 +386,9 @@ def _reduction_samples(name: str, function: Any, distinct: bool, integers: bool)
     yield Sample(lambda x: function(reshape(x, (1,))), (array(),))  # 0-d in and out
     yield Sample(function, (array(7),), torch=whole)
     yield Sample(function, (array(3, 5),), {"axis": 1}, torch=lambda t, x: along(t, x, 1))
-    yield Sample(function, (array(3, 5, 7),), {"axis": 0, "keepdims": True}, torch=lambda t, x: along(t, x, 0, True))
+    yield Sample(
+        function, (array(3, 5, 7),), {"axis": 0, "keepdims": True}, torch=lambda t, x: along(t, x, 0, True)
+    )
     yield Sample(function, (array(3, 2, 4),), {"axis": (0, -1)})
     yield Sample(function, (array(2, 3, 1),), {"axis": (0, 1, 2), "keepdims": True})
     yield Sample(function, (array(4, 0),), {"axis": 0}, torch=lambda t, x: along(t, x, 0))
@@ -385,7 +396,13 @@ def _reduction_samples(name: str, function: Any, distinct: bool, integers: bool)
     yield Sample(function, (array(5, 6, dtype="float16"),), {"axis": 1}, torch=lambda t, x: along(t, x, 1))
     yield Sample(function, (array(5, 6, dtype="bfloat16"),), {"axis": 0}, torch=lambda t, x: along(t, x, 0))
     yield Sample(function, (special(),), torch=whole, torch_gradient=False)
-    yield Sample(function, (np.stack(special_pairs()),), {"axis": 0}, torch=lambda t, x: along(t, x, 0), torch_gradient=False)
+    yield Sample(
+        function,
+        (np.stack(special_pairs()),),
+        {"axis": 0},
+        torch=lambda t, x: along(t, x, 0),
+        torch_gradient=False,
+    )
     if integers:
         yield Sample(function, (values(3, 4, dtype="int8", low=-9, high=9),), {"axis": 1})
         yield Sample(function, (values(3, 4, dtype="uint16", high=9),), {"axis": 0})
@@ -455,7 +472,9 @@ def _position_samples(function: Any, name: str) -> Iterator[Sample]:
     yield Sample(function, (values(7),), gradient=False, torch=along(None))
     yield Sample(function, (values(3, 5),), {"axis": 1}, gradient=False, torch=along(1))
     yield Sample(function, (values(3, 5),), gradient=False, torch=along(None))
-    yield Sample(function, (values(3, 5, 7),), {"axis": -3, "keepdims": True}, gradient=False, torch=along(0, True))
+    yield Sample(
+        function, (values(3, 5, 7),), {"axis": -3, "keepdims": True}, gradient=False, torch=along(0, True)
+    )
     yield Sample(function, (values(3, 0),), {"axis": 0}, gradient=False, torch=along(0))
     yield Sample(function, (np.array([1, 3, 3, -2, -2], np.float32),), {"axis": 0})
     yield Sample(function, (special(),), torch=along(None))
@@ -470,9 +489,15 @@ def _position_samples(function: Any, name: str) -> Iterator[Sample]:
 
 @samples("mean")
 def _mean_samples() -> Iterator[Sample]:
-    for sample in _reduction_samples("mean", mean, False, False):
-        yield sample
-    yield Sample(mean, (values(3, 0),), {"axis": 1}, gradient=False, torch=lambda t, x: t.mean(x, 1), torch_gradient=False)
+    yield from _reduction_samples("mean", mean, False, False)
+    yield Sample(
+        mean,
+        (values(3, 0),),
+        {"axis": 1},
+        gradient=False,
+        torch=lambda t, x: t.mean(x, 1),
+        torch_gradient=False,
+    )
     yield Sample(mean, (values(3, 5, dtype="int32", high=9),), {"axis": 0})
     yield Sample(mean, (np.full(70000, 2.0, np.float16),), torch=lambda t, x: t.mean(x))
 
@@ -496,7 +521,9 @@ def _spread_samples(function: Any, name: str) -> Iterator[Sample]:
 
     yield Sample(function, (values(7),), torch=along())
     yield Sample(function, (values(3, 5),), {"axis": 1}, torch=along(1))
-    yield Sample(function, (values(3, 5),), {"axis": 0, "correction": 1, "keepdims": True}, torch=along(0, 1, True))
+    yield Sample(
+        function, (values(3, 5),), {"axis": 0, "correction": 1, "keepdims": True}, torch=along(0, 1, True)
+    )
     yield Sample(function, (values(3, 5, 7) + 100,), {"axis": (0, 2)}, torch=along((0, 2)), tolerance=100)
     yield Sample(function, (values(3, 5, dtype="float64"),), {"axis": 0}, torch=along(0))
     yield Sample(function, (values(3, 33, dtype="float16"),), {"axis": 1}, torch=along(1))
@@ -505,5 +532,7 @@ def _spread_samples(function: Any, name: str) -> Iterator[Sample]:
     yield Sample(function, (values(),), gradient=False)
     yield Sample(function, (values(0, 3),), {"axis": 1})  # PyTorch warns of no degrees of freedom
     yield Sample(function, (values(0, 3),), {"axis": 0}, gradient=False)
-    yield Sample(function, (np.array([1, np.nan, 2, np.inf], np.float32),), torch=along(), torch_gradient=False)
+    yield Sample(
+        function, (np.array([1, np.nan, 2, np.inf], np.float32),), torch=along(), torch_gradient=False
+    )
     yield Sample(function, (values(3, 5),), {"axis": 5}, error=ArgumentError)

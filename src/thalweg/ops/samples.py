@@ -1,10 +1,11 @@
 """Test samples, declared beside each op: what the generated tests run through every backend.
 
-A generator registered with `@samples("sum")` yields `Sample`s; nothing is built at import. The test harness, the
-comparison of the compiled program and the comparison with PyTorch read them through `all_samples()`.
+A generator registered with `@samples("sum")` yields `Sample`s; nothing is built at import. The test harness,
+the comparison of the compiled program and the comparison with PyTorch read them through `all_samples()`.
 
-Every op needs at least eight samples without `error`, among them (where they make sense) 0-d, empty, odd sizes,
-broadcasts, NaN, infinities, -0.0 and several element types, and one with `error` for each kind of bad input.
+Every op needs at least eight samples without `error`, among them (where they make sense) 0-d, empty, odd
+sizes, broadcasts, NaN, infinities, -0.0 and several element types, and one with `error` for each kind of bad
+input.
 
     @samples("sum")
     def _sum_samples() -> Iterator[Sample]:
@@ -30,16 +31,19 @@ Array = np.ndarray[Any, Any]
 class Sample:
     """One call of an op function on fixed arrays.
 
-    `function(*operands, **attributes)` builds the op from graph values or tensors of the types of `inputs` and gives
-    one result or a tuple.
+    `function(*operands, **attributes)` builds the op from graph values or tensors of the types of `inputs`
+    and gives one result or a tuple.
     """
 
     function: Callable[..., Any]
-    inputs: Sequence[Array] = ()
+    inputs: Sequence[Any] = ()  # arrays, or what becomes one
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    # check gradients to second order against finite differences in float64. None: where the inputs are float32 or
-    # float64 and finite. The inputs must be away from kinks and jumps; then say nothing, else False.
+    # check gradients to second order against finite differences in float64. None: where the inputs are
+    # float32 or float64 and finite. The inputs must be away from kinks and jumps; then say nothing, else
+    # False.
     gradient: bool | None = None
+    # positions of floating inputs that the function takes as constants on purpose (and says so)
+    constants: tuple[int, ...] = ()
     # the same in PyTorch, called as `torch(torch_module, *tensors)`; values and gradients are compared
     torch: Callable[..., Any] | None = None
     torch_gradient: bool = True  # False: PyTorch has no gradient for this, or defines it otherwise (say why)
@@ -48,6 +52,9 @@ class Sample:
     # the exception that tracing or running this sample must raise, and words that its message must contain
     error: type[Exception] | None = None
     message: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", tuple(np.asarray(entry) for entry in self.inputs))
 
     def build(self, *operands: Any) -> tuple[Any, ...]:
         """The results as a tuple, for operands in place of the arrays."""
@@ -98,14 +105,14 @@ def sampled_ops() -> list[str]:
 
 
 def all_samples(bad: bool = False) -> Iterator[tuple[str, int, Sample]]:
-    """(op name, position among the op's samples, sample) for every sample; with `bad` those that must raise."""
+    """(op name, position among its samples, sample) for every sample; with `bad` those that must raise."""
     for name in _generators:
         for position, sample in enumerate(samples_of(name)):
             if (sample.error is not None) is bad:
                 yield name, position, sample
 
 
-# ---- inputs ---------------------------------------------------------------------------------------------------------
+# ---- inputs ------------------------------------------------------------------------------------------------
 
 
 def values(
@@ -119,9 +126,9 @@ def values(
 ) -> Array:
     """An array of that shape with fixed pseudo-random numbers in [low, high).
 
-    `distinct`: evenly spaced and shuffled, so that no two are near each other (for max, sort). `avoid`: points (kinks
-    of the function) from which all numbers keep a distance of at least 0.1. Integers are drawn from low to high - 1;
-    bool ignores the limits.
+    `distinct`: evenly spaced and shuffled, so that no two are near each other (for max, sort). `avoid`:
+    points (kinks of the function) from which all numbers keep a distance of at least 0.1. Integers are drawn
+    from low to high - 1; bool ignores the limits.
     """
     target = types.dtype(dtype)
     generator = np.random.Generator(np.random.PCG64([seed, *shape]))
@@ -137,7 +144,9 @@ def values(
         drawn = generator.uniform(low, high, count)
     for point in avoid:
         near = np.abs(drawn - point) < 0.1
-        drawn[near] = point + np.where(drawn[near] < point, -0.1, 0.1) * (1 + generator.random(int(near.sum())))
+        drawn[near] = point + np.where(drawn[near] < point, -0.1, 0.1) * (
+            1 + generator.random(int(near.sum()))
+        )
     return drawn.reshape(shape).astype(target.numpy)
 
 

@@ -1,4 +1,6 @@
-"""Primitives without inputs (constant, iota), random bits, and the functions that make tensors of a given shape."""
+"""Primitives without inputs (constant, iota), random bits, and the functions that make tensors of a given
+shape.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ def iota(shape: tuple[int, ...], axis: int, dtype: DType = types.int64) -> Any:
 
 
 def _philox(counter: list[np.ndarray[Any, Any]], key: list[Any]) -> list[np.ndarray[Any, Any]]:
-    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) on uint32 arrays."""
+    """Philox4x32-10 on uint32 arrays (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)."""
     c0, c1, c2, c3 = (word.astype(np.uint64) for word in counter)
     k0, k1 = (np.uint64(word) for word in key)
     mask = np.uint64(0xFFFFFFFF)
@@ -95,9 +97,9 @@ def _philox(counter: list[np.ndarray[Any, Any]], key: list[Any]) -> list[np.ndar
 class RandomBits(Op):
     """Uniform 32-bit words from a counter: word `i % 4` of Philox4x32-10 at counter (i // 4, call, stream).
 
-    The input is a generator's state uint32[4] = (seed low, seed high, call number low, call number high); the call number
-    is counted up once per call of the program. `i` is the logical row-major element index, so the bits depend neither
-    on layout nor on tiling.
+    The input is a generator's state uint32[4] = (seed low, seed high, call number low, call number high); the
+    call number is counted up once per call of the program. `i` is the logical row-major element index, so the
+    bits depend neither on layout nor on tiling.
     """
 
     cost = 20
@@ -105,7 +107,10 @@ class RandomBits(Op):
     stream: int
 
     def infer(self, state: Type) -> tuple[Type, ...]:
-        require(state == Type(types.uint32, (4,)), f"random_bits needs a generator's state u32[4], received {state}")
+        require(
+            state == Type(types.uint32, (4,)),
+            f"random_bits needs a generator's state u32[4], received {state}",
+        )
         return (Type(types.uint32, self.shape),)
 
     def reference(self, state: np.ndarray[Any, Any]) -> Any:
@@ -135,7 +140,7 @@ def random_bits(state: Any, shape: tuple[int, ...], stream: int) -> Any:
     return apply(RandomBits(tuple(shape), int(stream)), state)
 
 
-# ---- tensors of a given shape ---------------------------------------------------------------------------------------
+# ---- tensors of a given shape ------------------------------------------------------------------------------
 
 
 def full(shape: Any, value: Any, dtype: Any = None) -> Any:
@@ -180,12 +185,15 @@ def _number(value: Any, name: str) -> int | float:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ArgumentError(f"{name} must be a finite number, received {value!r:.60}; the shape depends on it")
+        raise ArgumentError(
+            f"{name} must be a finite number, received {value!r:.60}; the shape depends on it"
+        )
     return value
 
 
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Any:
-    """start, start + step, ... below `stop` (above it for a negative step); of one argument 0, 1, ... below it.
+    """start, start + step, ... below `stop` (above it for a negative step); of one argument 0, 1, ... below
+    it.
 
     Integers give int64, other numbers float32, unless `dtype` is given.
     """
@@ -205,7 +213,9 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> An
 
 
 def linspace(start: Any, stop: Any, num: int, *, endpoint: bool = True, dtype: Any = types.float32) -> Any:
-    """`num` evenly spaced numbers from `start` to `stop` (without it where `endpoint` is False); both ends are exact."""
+    """`num` evenly spaced numbers from `start` to `stop` (without it where `endpoint` is False); both ends
+    are exact.
+    """
     from thalweg.ops.elementwise import less, where
 
     start, stop = float(_number(start, "start")), float(_number(stop, "stop"))
@@ -230,22 +240,31 @@ def eye(n_rows: int, n_cols: int | None = None, *, k: int = 0, dtype: Any = type
     return cast(equal(row + int(k) if k else row, iota(shape, 1)), dtype)
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 @samples("constant")
 def _constant_samples() -> Iterator[Sample]:
-    for array in (values(), values(7), values(3, 5), values(0, 2), special(), special("bfloat16"), special("float16")):
+    for array in (
+        values(),
+        values(7),
+        values(3, 5),
+        values(0, 2),
+        special(),
+        special("bfloat16"),
+        special("float16"),
+    ):
         yield Sample(lambda a=array: constant(a))
     for dtype in ("bool", "int8", "uint64", "float64"):
-        yield Sample(lambda a=values(3, 2, dtype=dtype): constant(a))
+        array = values(3, 2, dtype=dtype)
+        yield Sample(lambda a=array: constant(a))
     for shape in ((), (3,), (2, 0), (2, 3)):
         yield Sample(full, (), {"shape": shape, "value": 1.5}, torch=lambda t, s=shape: t.full(s, 1.5))
     yield Sample(full, (), {"shape": 4, "value": True})
     yield Sample(zeros, (), {"shape": (2, 3)}, torch=lambda t: t.zeros(2, 3))
     yield Sample(ones, (), {"shape": (2, 3), "dtype": "int8"})
     yield Sample(lambda x: zeros_like(x) + ones_like(x), (values(3),), torch=lambda t, x: t.ones_like(x))
-    yield Sample(lambda x: x * constant(np.float32([1, -2, 3])), (values(3),))
+    yield Sample(lambda x: x * constant(np.array([1, -2, 3], np.float32)), (values(3),))
     yield Sample(lambda x: full_like(x, 2.0) * x, (values(3, 5),), torch=lambda t, x: 2.0 * x)
     yield Sample(full, (), {"shape": (-1,), "value": 0}, error=ArgumentError, message="negative")
     yield Sample(full, (), {"shape": (1,), "value": 300, "dtype": "int8"}, error=DTypeError, message="300")
@@ -256,8 +275,8 @@ def _constant_samples() -> Iterator[Sample]:
 def _iota_samples() -> Iterator[Sample]:
     for shape, axis in (((7,), 0), ((3, 5), 0), ((3, 5), 1), ((2, 3, 4), -2), ((0,), 0), ((3, 0), 0)):
         yield Sample(lambda s=shape, a=axis: iota(s, a))
-    for dtype in ("float32", "bfloat16", "float16", "uint8", "int32"):
-        yield Sample(lambda d=types.dtype(dtype): iota((3, 4), 1, d))
+    for dtype in (types.float32, types.bfloat16, types.float16, types.uint8, types.int32):
+        yield Sample(lambda d=dtype: iota((3, 4), 1, d))
     for arguments in ((5,), (2, 9), (2, 9, 3), (9, 2, -3), (3, 3), (0.0, 1.0, 0.1)):
         yield Sample(lambda a=arguments: arange(*a), torch=lambda t, a=arguments: t.arange(*a))
     yield Sample(lambda: arange(4, dtype="float64") * 0.5)
@@ -277,7 +296,18 @@ def _iota_samples() -> Iterator[Sample]:
 
 @samples("random_bits")
 def _random_bits_samples() -> Iterator[Sample]:
-    for seed, shape in ((0, ()), (1, (1,)), (2, (7,)), (3, (3, 5)), (4, (0,)), (5, (2, 3, 4)), (6, (64,)), (7, (129,))):
+    for seed, shape in (
+        (0, ()),
+        (1, (1,)),
+        (2, (7,)),
+        (3, (3, 5)),
+        (4, (0,)),
+        (5, (2, 3, 4)),
+        (6, (64,)),
+        (7, (129,)),
+    ):
         state = np.array([seed, 2**32 - 1 - seed, 17 * seed, seed // 2], np.uint32)
         yield Sample(lambda s, n=shape, c=seed: random_bits(s, n, c), (state,))
-    yield Sample(lambda s: random_bits(s, (3,), 0), (np.zeros(4, np.int32),), error=ShapeError, message="u32[4]")
+    yield Sample(
+        lambda s: random_bits(s, (3,), 0), (np.zeros(4, np.int32),), error=ShapeError, message="u32[4]"
+    )
