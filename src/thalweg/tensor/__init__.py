@@ -1,5 +1,6 @@
 """The user's tensors: values, traces, state, gradients, compiled functions. It glues graph, ops and programs together."""
 
+from thalweg.tensor import random
 from thalweg.tensor.compile import compile, spec
 from thalweg.tensor.dlpack import from_dlpack
 from thalweg.tensor.gradient import grad, gradient, no_grad, release, stop_gradient, value_and_grad, vjp
@@ -24,6 +25,7 @@ __all__ = [
     "gradient",
     "manual_seed",
     "no_grad",
+    "random",
     "release",
     "spec",
     "stop_gradient",

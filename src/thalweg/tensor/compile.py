@@ -51,9 +51,9 @@ def spec(shape: Sequence[int] | int, dtype: Any = types.float32) -> Spec:
 
 def make_program(graph: Graph, backend: str | None, threads: int | None) -> Any:
     """The program of a graph: the one place where the tensor layer meets the runtime."""
-    from thalweg.runtime.program import InterpretedProgram
+    from thalweg.runtime.program import compile_graph
 
-    return InterpretedProgram(graph)
+    return compile_graph(graph, backend, threads)
 
 
 # ---- keys of arguments ----------------------------------------------------------------------------------------------

@@ -369,22 +369,43 @@ def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[..., tuple[Any
 
 
 def _match(result: Any, cotangent: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Leaves of a result and of its cotangent, floating-point ones only."""
-    outputs, cotangents = list(nest.leaves(result)), list(nest.leaves(cotangent))
-    if len(outputs) != len(cotangents):
-        raise GradientError(f"the function has {len(outputs)} results, the cotangent has {len(cotangents)}")
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for position, (output, given) in enumerate(zip(outputs, cotangents, strict=True)):
+    """Leaves of a result and of its cotangent, floating-point ones only; a leaf's cotangent may be a list of numbers."""
+    outputs: list[Tensor] = []
+    cotangents: list[Tensor] = []
+
+    def visit(output: Any, given: Any, path: str) -> None:
+        if nest.is_container(output):
+            keys = list(output) if isinstance(output, dict) else list(range(len(output)))
+            fits = isinstance(given, dict) == isinstance(output, dict) and nest.is_container(given)
+            if not fits or len(given) != len(output) or (isinstance(given, dict) and set(given) != set(keys)):
+                raise GradientError(
+                    f"result{path} of the function is {_outline(output)}, its cotangent {_outline(given)}; "
+                    "they must be the same nest"
+                )
+            for key in keys:
+                visit(output[key], given[key], f"{path}[{key!r}]")
+            return
         if not isinstance(output, Tensor):
-            raise GradientError(f"result {position} of the function is not a tensor but {type(output).__name__}")
+            raise GradientError(f"result{path} of the function is not a tensor but {type(output).__name__}")
         if not output.dtype.is_floating:
-            continue
+            return
         like = given if isinstance(given, Tensor) else _constant(as_array(given, output.dtype))
         if like.type != output.type:
-            raise GradientError(f"result {position} is {output.type}, its cotangent {like.type}; they must be equal")
-        found[0].append(output)
-        found[1].append(like)
-    return found
+            raise GradientError(f"result{path} is {output.type}, its cotangent {like.type}; they must be equal")
+        outputs.append(output)
+        cotangents.append(like)
+
+    visit(result, cotangent, "")
+    return outputs, cotangents
+
+
+def _outline(item: Any) -> str:
+    """A nest's kind and keys in words."""
+    if isinstance(item, dict):
+        return f"a dict with the keys {', '.join(map(repr, item))}"
+    if isinstance(item, (list, tuple)):
+        return f"a {type(item).__name__} of {len(item)}"
+    return f"a {type(item).__name__}"
 
 
 def _constant(array: Any) -> Tensor:

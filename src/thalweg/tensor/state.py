@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from thalweg import types
-from thalweg.errors import ArgumentError, DTypeError, ShapeError
+from thalweg.errors import ArgumentError, DTypeError, ShapeError, TraceError
 from thalweg.graph import Value
 from thalweg.tensor.eager import source_value
 from thalweg.tensor.tensor import Tensor, as_array, eager_array, shown_type, shown_values, value_of
@@ -128,7 +128,7 @@ def acquire(holder: Holder) -> threading.RLock:  # type: ignore[valid-type]
 
 
 class Holder(Tensor):
-    """A tensor whose value can be replaced. Shape and dtype stay; use `Parameter` or `Buffer`."""
+    """A tensor whose value can be replaced. Its shape stays, its dtype too but for `convert`; use `Parameter` or `Buffer`."""
 
     __slots__ = ("_array", "_leaf", "_lock", "_type", "name", "version")
 
@@ -206,6 +206,21 @@ class Holder(Tensor):
             self._array = array
             self._leaf = None
             self.version += 1
+
+    def convert(self, dtype: Any) -> None:
+        """Change the element type, and the value with it, outside traces. Programs that use the holder are made anew."""
+        trace = current_trace()
+        if trace is not None:
+            raise TraceError(
+                f"the element type of a {type(self).__name__} cannot change while {trace.name} is being traced; "
+                "convert it before, or write x.astype(dtype) for the value"
+            )
+        with self._lock.lock:
+            self._array = own_storage(self._array.astype(types.dtype(dtype).numpy))
+            self._type = types.type_of(self._array)
+            self._leaf = None
+            self.version += 1
+        bump_epoch()
 
     def storage_for_update(self) -> Array:
         """An array with the current value that may be overwritten: the program's way to change a holder in place.

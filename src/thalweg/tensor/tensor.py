@@ -51,11 +51,10 @@ def as_array(data: Any, dtype: Any = None) -> Array:
 
 
 def _numbers(data: Any) -> Array:
-    try:
-        array = np.asarray(data)
-    except OverflowError:
-        raise DTypeError(f"the integer {data} does not fit into int64; write a float, or dtype='uint64'") from None
-    if array.dtype == object:
+    array = np.asarray(data)
+    if array.dtype.kind not in "biufV":
+        if isinstance(data, int):
+            raise DTypeError(f"the integer {data} does not fit into 64 bits; write it as a float")
         raise DTypeError(
             f"expected a number, an array or a nested list of numbers, received {data!r:.60} "
             f"of type {type(data).__name__}"
