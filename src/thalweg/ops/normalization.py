@@ -7,15 +7,18 @@ and reciprocal deviation), so that nothing of the tensor's size is kept besides 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from thalweg.errors import ArgumentError
+import numpy as np
+
+from thalweg.errors import ArgumentError, ShapeError
 from thalweg.ops.activations import number, wide
 from thalweg.ops.core import cast, composite, floating, require
 from thalweg.ops.elementwise import rsqrt, stop_gradient
 from thalweg.ops.movement import reshape
 from thalweg.ops.reduction import sum as reduce_sum
+from thalweg.ops.samples import Sample, samples, values
 
 
 def _mean(x: Any, axes: tuple[int, ...]) -> Any:
@@ -295,3 +298,113 @@ def batch_norm_inference(
     x, weight, bias = _small_operands(x, weight, bias)
     mean, variance = cast(mean, wide(x).dtype), cast(variance, wide(x).dtype)
     return _batch_norm_inference(x, mean, variance, weight, bias, eps=number(eps, "eps"))
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def _norm_samples(function: Any, theirs: Any, biased: bool, **options: Any) -> Iterator[Sample]:
+    """Samples of a norm over trailing axes; `theirs(torch, x, shape, weight, bias)`."""
+    for shape, count in (((3, 5), 1), ((2, 3, 4), 1), ((2, 3, 4), 2), ((7,), 1), ((1, 9), 1), ((0, 4), 1)):
+        x, trailing = values(*shape), shape[len(shape) - count :]
+        affine = [values(*trailing, seed=seed) for seed in ((1, 2) if biased else (1,))]
+        plain = lambda torch, v, t=trailing: theirs(torch, v, t)
+        yield Sample(function, (x,), {"normalized_shape": trailing, **options}, torch=plain, tolerance=4)
+        scaled = lambda torch, v, *a, t=trailing: theirs(torch, v, t, *a)
+        yield Sample(function, (x, *affine), options, torch=scaled, tolerance=4)
+    for dtype in ("float16", "bfloat16", "float64"):
+        operands = [values(*shape, dtype=dtype) for shape in ((4, 16), *((16,),) * (2 if biased else 1))]
+        scaled = lambda torch, v, *a: theirs(torch, v, (16,), *a)
+        yield Sample(function, operands, options, torch=scaled, tolerance=8)
+    yield Sample(function, (values(3, 5) * 100 + 1000,), options, torch=lambda torch, v: theirs(torch, v, (5,)), tolerance=2000)
+    yield Sample(function, (np.zeros((2, 5), np.float32),), options, torch=lambda torch, v: theirs(torch, v, (5,)), gradient=False)
+    yield Sample(function, (values(3, 5), values(4)), error=ShapeError, message="a weight of that shape")
+    yield Sample(function, (values(3, 5),), {"normalized_shape": (3,)}, error=ArgumentError, message="last axes")
+    yield Sample(function, (values(5), values(3, 5)), error=ShapeError, message="last 2 axes")
+
+
+@samples("layer_norm")
+def _layer_norm_samples() -> Iterator[Sample]:
+    theirs = lambda torch, x, shape, *a: torch.nn.functional.layer_norm(x, shape, *a)  # noqa: E731
+    yield from _norm_samples(layer_norm, theirs, True)
+    no_bias = lambda torch, x, w: torch.nn.functional.layer_norm(x, (5,), w, eps=0.1)  # noqa: E731
+    yield Sample(layer_norm, (values(3, 5), values(5)), {"eps": 0.1}, torch=no_bias)
+
+
+@samples("rms_norm")
+def _rms_norm_samples() -> Iterator[Sample]:
+    theirs = lambda torch, x, shape, *a: torch.nn.functional.rms_norm(x, shape, *a, eps=1e-5)  # noqa: E731
+    yield from _norm_samples(rms_norm, theirs, False, eps=1e-5)
+    default = lambda torch, x: torch.nn.functional.rms_norm(x, (5,))  # noqa: E731
+    for dtype in ("float32", "float16", "bfloat16"):
+        yield Sample(rms_norm, (values(3, 5, dtype=dtype) * values(1, dtype=dtype),), torch=default, tolerance=4)
+
+
+@samples("group_norm")
+def _group_norm_samples() -> Iterator[Sample]:
+    for shape, groups in (((2, 4, 3), 2), ((2, 6, 3, 2), 3), ((3, 4), 2), ((1, 3, 2, 2, 2), 1), ((2, 3, 5), 3), ((0, 4, 3), 2)):
+        theirs = lambda torch, x, *a, n=groups: torch.nn.functional.group_norm(x, n, *a)
+        affine = (values(shape[1], seed=1), values(shape[1], seed=2))
+        torch = theirs if 0 not in shape else None
+        yield Sample(group_norm, (values(*shape),), {"num_groups": groups}, torch=torch, tolerance=4)
+        yield Sample(group_norm, (values(*shape), *affine), {"num_groups": groups}, torch=torch, tolerance=4)
+    theirs = lambda torch, x, *a: torch.nn.functional.group_norm(x, 2, *a)
+    for dtype in ("bfloat16", "float64"):
+        operands = [values(*shape, dtype=dtype) for shape in ((2, 4, 6), (4,), (4,))]
+        yield Sample(group_norm, operands, {"num_groups": 2}, torch=theirs, tolerance=8)
+    instance = lambda torch, x, *a: torch.nn.functional.instance_norm(x, None, None, *a)  # noqa: E731
+    yield Sample(instance_norm, (values(2, 3, 4, 5), values(3), values(3, seed=1)), torch=instance, tolerance=4)
+    for function, operands, options, message in (
+        (group_norm, (values(2, 5, 3),), {"num_groups": 2}, "5 channels"),
+        (group_norm, (values(2, 4, 3), values(3)), {"num_groups": 2}, "each of the 4 channels"),
+        (group_norm, (values(4),), {"num_groups": 2}, "batch, channels"),
+        (instance_norm, (values(4, 2),), {}, "spatial"),
+    ):
+        yield Sample(function, operands, options, error=ShapeError, message=message)
+    yield Sample(group_norm, (values(2, 4, 3),), {"num_groups": 0}, error=ArgumentError, message="num_groups")
+
+
+def _channel_operands(shape: tuple[int, ...], dtype: str = "float32") -> tuple[Any, ...]:
+    return (values(*shape, dtype=dtype), *(values(shape[1], dtype=dtype, seed=seed) for seed in (1, 2)))
+
+
+@samples("batch_norm")
+def _batch_norm_samples() -> Iterator[Sample]:
+    def theirs(torch: Any, x: Any, *affine: Any, eps: float = 1e-5) -> Any:
+        mean, variance = (torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2))
+        result = torch.nn.functional.batch_norm(x, mean, variance, *affine, training=True, momentum=1.0, eps=eps)
+        count = x.numel() // x.shape[1]
+        return result, mean, variance * ((count - 1) / count)
+
+    for shape in ((4, 3), (2, 3, 5), (3, 2, 4, 5), (2, 1, 3, 2, 2), (5, 1)):
+        x, weight, bias = _channel_operands(shape)
+        for operands in ((x,), (x, weight, bias)):
+            yield Sample(batch_norm, operands, gradient=False, torch=theirs, tolerance=4)
+            yield Sample(lambda *a: batch_norm(*a)[0], operands)  # the statistics have no gradient
+    eps = lambda torch, *a: theirs(torch, *a, eps=0.1)  # noqa: E731
+    yield Sample(batch_norm, (x, weight), {"eps": 0.1}, gradient=False, torch=eps, tolerance=4)
+    operands = _channel_operands((3, 2, 4, 5), "float64")
+    yield Sample(batch_norm, operands, gradient=False, torch=theirs, tolerance=4)
+    yield Sample(batch_norm, _channel_operands((3, 2, 4, 5), "bfloat16"), tolerance=8)
+    yield Sample(batch_norm, (values(1, 3),), error=ShapeError, message="more than one value")
+    yield Sample(batch_norm, (values(3),), error=ShapeError, message="batch, channels")
+    yield Sample(batch_norm, (values(4, 3), values(2)), error=ShapeError, message="each of the 3 channels")
+
+
+@samples("batch_norm_inference")
+def _batch_norm_inference_samples() -> Iterator[Sample]:
+    def theirs(torch: Any, x: Any, mean: Any, variance: Any, *affine: Any) -> Any:
+        # PyTorch has no gradient for the statistics here: written out
+        shape = (-1, *(1,) * (x.ndim - 2))
+        scaled = (x - mean.view(shape)) * torch.rsqrt(variance.view(shape) + 1e-5)
+        scaled = scaled * affine[0].view(shape) if affine else scaled
+        return scaled + affine[1].view(shape) if len(affine) > 1 else scaled
+
+    for shape in ((4, 3), (2, 3, 5), (3, 2, 4, 5), (1, 1, 3, 2, 2), (0, 2)):
+        x, weight, bias = _channel_operands(shape)
+        statistics = (values(shape[1], seed=3), values(shape[1], low=0.2, high=2, seed=4))
+        yield Sample(batch_norm_inference, (x, *statistics), torch=theirs, tolerance=4)
+        yield Sample(batch_norm_inference, (x, *statistics, weight, bias), torch=theirs, tolerance=4)
+    x, mean, variance = values(2, 3, 4, dtype="bfloat16"), values(3), values(3, low=0.2, high=2)
+    yield Sample(batch_norm_inference, (x, mean, variance), tolerance=8)
+    yield Sample(batch_norm_inference, (values(4, 3), values(2), values(3)), error=ShapeError, message="statistics")

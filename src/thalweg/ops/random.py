@@ -7,15 +7,18 @@ call number up once per call of a program. `stream` tells call sites apart, so t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from thalweg import types
-from thalweg.errors import ArgumentError, DTypeError
+from thalweg.errors import ArgumentError, DTypeError, ShapeError
 from thalweg.ops.activations import number
 from thalweg.ops.core import cast, composite, floating, operand
 from thalweg.ops.elementwise import bitwise_right_shift, cos, less, log, sqrt, where
 from thalweg.ops.movement import broadcast_to, reshape, shape_argument, slice_axis
+from thalweg.ops.samples import Sample, samples, values
 from thalweg.ops.sources import random_bits
 from thalweg.types import DType
 
@@ -166,3 +169,64 @@ def dropout(x: Any, state: Any, *, p: float = 0.5, stream: int = 0, shared_axes:
     x = floating(x)
     shared = types.normalize_axes(tuple(shared_axes), x.ndim)
     return _dropout(x, state, p=_probability(p), stream=int(stream), shared_axes=shared)
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def _states() -> Iterator[tuple[np.ndarray[Any, Any], tuple[int, ...], int]]:
+    """States, shapes and streams."""
+    for seed, shape in enumerate(((), (0,), (1,), (3,), (4,), (5, 7), (2, 0, 3), (2, 3, 4))):
+        state = np.array([seed * 0x9E3779B9 % 2**32, 7, seed, 2**32 - 1 - seed], np.uint32)
+        yield state, shape, seed
+
+
+@samples("uniform")
+def _uniform_samples() -> Iterator[Sample]:
+    for state, shape, stream in _states():
+        yield Sample(uniform, (state,), {"shape": shape, "stream": stream})
+        options: dict[str, Any] = {"shape": shape, "low": -3.0, "high": 0.5, "stream": stream}
+        for dtype in ("float16", "bfloat16", "float64"):
+            yield Sample(uniform, (state,), {**options, "dtype": dtype})
+    yield Sample(uniform, (state,), {"shape": 3, "low": 1, "high": 0}, error=ArgumentError, message="low <= high")
+    yield Sample(uniform, (state,), {"shape": 3, "dtype": "int32"}, error=DTypeError, message="floating point")
+    yield Sample(uniform, (state[:3],), {"shape": 3}, error=ShapeError, message="u32[4]")
+    yield Sample(uniform, (state,), {"shape": (-1,)}, error=ArgumentError, message="negative")
+
+
+@samples("normal")
+def _normal_samples() -> Iterator[Sample]:
+    for state, shape, stream in _states():
+        for dtype in ("float32", "float16", "bfloat16", "float64"):
+            yield Sample(normal, (state,), {"shape": shape, "std": 0.5, "dtype": dtype, "stream": stream}, tolerance=4)
+    yield Sample(normal, (state,), {"shape": 3, "std": -1.0}, error=ArgumentError, message="deviation")
+
+
+@samples("bernoulli")
+def _bernoulli_samples() -> Iterator[Sample]:
+    for state, shape, stream in _states():
+        for p in (0.0, 0.3, 1.0):
+            yield Sample(bernoulli, (state,), {"shape": shape, "p": p, "stream": stream})
+    yield Sample(bernoulli, (state,), {"shape": 3, "p": 1.5}, error=ArgumentError, message="probability")
+
+
+@samples("integers")
+def _integers_samples() -> Iterator[Sample]:
+    for state, shape, stream in _states():
+        yield Sample(integers, (state,), {"shape": shape, "high": 10, "stream": stream})
+        yield Sample(integers, (state,), {"shape": shape, "low": -5, "high": 2**32 - 5, "dtype": "int64"})
+    yield Sample(integers, (state,), {"shape": 5, "low": -5, "high": 5, "dtype": "int8"})
+    yield Sample(integers, (state,), {"shape": 3, "high": 0}, error=ArgumentError, message="low < high")
+    yield Sample(integers, (state,), {"shape": 3, "high": 9, "dtype": "float32"}, error=DTypeError, message="integer")
+
+
+@samples("dropout")
+def _dropout_samples() -> Iterator[Sample]:
+    for state, shape, stream in _states():
+        for p in (0.0, 0.3, 1.0):
+            yield Sample(dropout, (values(*shape), state), {"p": p, "stream": stream})
+    for dtype in ("float16", "bfloat16", "float64"):
+        yield Sample(dropout, (values(5, 6, dtype=dtype), state), {"p": 0.25})
+    yield Sample(dropout, (values(2, 3, 4, 5), state), {"shared_axes": (2, -1)})
+    yield Sample(dropout, (values(3), state), {"p": -0.1}, error=ArgumentError, message="probability")
+    yield Sample(dropout, (values(3), state), {"shared_axes": (1,)}, error=ArgumentError, message="out of range")
