@@ -95,7 +95,7 @@ def check_gradient(
 def _difference_quotient(
     forward: Graph, arrays: Sequence[Array], weights: Sequence[Array], position: int, direction: Array
 ) -> tuple[float, float]:
-    """Slope of the weighted sum of the outputs along `direction` from one input; the magnitude of its terms."""
+    """Slope of the weighted sum of the outputs along `direction` from one input; the size of its terms."""
 
     def terms(distance: float) -> list[Array]:
         moved = list(arrays)

@@ -971,6 +971,27 @@ _binary_samples("bitwise_right_shift", "bitwise_right_shift", bitwise_right_shif
 _binary_samples("atan2", "atan2", atan2, "biuf", {"avoid": (0.0,)}, {"avoid": (0.0,)}, special_gradient=False)
 
 
+@samples("bitwise_left_shift", "bitwise_right_shift")
+def _no_shift_samples() -> Iterator[Sample]:
+    """Shifts of zero positions, and of nothing."""
+    for dtype in ("int16", "uint32"):
+        x, zero = values(2, 3, dtype=dtype, low=-9, high=9), np.zeros((), dtype)
+        yield Sample(lambda x, n: bitwise_right_shift(bitwise_left_shift(x, n), n), (x, zero))
+        yield Sample(lambda x, n: bitwise_right_shift(bitwise_left_shift(x, n), n), (x[:0], zero))
+
+
+@samples("bitwise_left_shift")
+def _left_shift_samples() -> Iterator[Sample]:
+    counts = np.array([0, 1, 30, 31, 32, 40], np.int32)
+    yield Sample(bitwise_left_shift, (np.array([[1], [-3]], np.int32), counts))
+
+
+@samples("bitwise_right_shift")
+def _right_shift_samples() -> Iterator[Sample]:
+    counts = np.array([0, 1, 30, 31, 32, 40], np.int32)
+    yield Sample(bitwise_right_shift, (np.array([[2**31 - 1], [-3]], np.int32), counts))
+
+
 @samples("equal")
 def _equal_samples() -> Iterator[Sample]:
     for array in (np.arange(6, dtype=np.float32), np.arange(6, dtype=np.int16), special()):
