@@ -1,4 +1,5 @@
-"""Axis rules of whole graphs: which output axes map to which input axes, derived from the primitives' rules."""
+"""Axis rules of whole graphs: which output axes map to which input axes, derived from the primitives' rules.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ Place = tuple[int, int]  # (id of a value, axis)
 class AxisClasses:
     """Axes of the values of graphs, joined where an op maps or reduces one to the other (union-find).
 
-    `mixed_places` lie in classes that some op uses in a way that no tiling may cut, `reduced_places` in classes that
-    some op reduces.
+    `mixed_places` lie in classes that some op uses in a way that no tiling may cut, `reduced_places` in
+    classes that some op reduces.
     """
 
     def __init__(self, *graphs: Graph) -> None:
@@ -66,10 +67,11 @@ class AxisClasses:
     def groups(
         self, inputs: Sequence[Sequence[Place | None]], outputs: Sequence[Sequence[Place | None]]
     ) -> tuple[AxisGroup, ...]:
-        """The axis rule of an op with these inputs and outputs: for each of their axes its place, or None (mixed).
+        """The axis rule of an op with these inputs and outputs: for each of their axes its place, or None
+        (mixed).
 
-        A class that is reduced anywhere is a group only if no output has it: softmax reduces its axis and has it in
-        the result, which therefore depends on the whole axis.
+        A class that is reduced anywhere is a group only if no output has it: softmax reduces its axis and has
+        it in the result, which therefore depends on the whole axis.
         """
         unusable = {self.find(place) for place in self.mixed_places}
         reduced = {self.find(place) for place in self.reduced_places}
@@ -85,7 +87,9 @@ class AxisClasses:
                         unusable.add(root)  # twice in one value: cutting it would need a diagonal
                     entry[side][position] = axis
         return tuple(
-            AxisGroup(tuple(found[0]), tuple(found[1])) for root, found in members.items() if root not in unusable
+            AxisGroup(tuple(found[0]), tuple(found[1]))
+            for root, found in members.items()
+            if root not in unusable
         )
 
 

@@ -1,12 +1,14 @@
-"""Control flow: `scan` (a loop that carries values and collects slices) and `cond`, with graphs as attributes.
+"""Control flow: `scan` (a loop that carries values and collects slices) and `cond`, with graphs as
+attributes.
 
-In come graph values and functions of them; `thalweg.tensor.control` offers the same for tensors. A graph inside knows
-nothing of the graph outside: what its function uses from there becomes an input of it (a *constant* of the scan, an
-*operand* of the cond).
+In come graph values and functions of them; `thalweg.tensor.control` offers the same for tensors. A graph
+inside knows nothing of the graph outside: what its function uses from there becomes an input of it (a
+*constant* of the scan, an *operand* of the cond).
 
-The gradient of a scan is a scan in the opposite direction. The forward scan is then replaced by its residual form,
-which also stacks those values of each iteration that the gradient cannot cheaply compute again. Gradients of constants
-that are products summed over time (weights) are computed behind the loop, by one product over all iterations.
+The gradient of a scan is a scan in the opposite direction. The forward scan is then replaced by its residual
+form, which also stacks those values of each iteration that the gradient cannot cheaply compute again.
+Gradients of constants that are products summed over time (weights) are computed behind the loop, by one
+product over all iterations.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 from thalweg import types
 from thalweg.errors import ArgumentError, DTypeError, ShapeError
 from thalweg.graph import AxisGroup, Builder, Graph, Kind, Node, Op, Value, builder, remove_dead, using
-from thalweg.ops.axes import AxisClasses
+from thalweg.ops.axes import AxisClasses, Place
 from thalweg.ops.core import Composite, apply, cast, operand, primitive, require
 from thalweg.ops.elementwise import Add, add
 from thalweg.ops.movement import Reshape, Transpose, concat, moveaxis, reshape, slice_axis
@@ -37,17 +39,17 @@ def applied(op: Op, inputs: Sequence[Any]) -> tuple[Any, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-# ---- scan -----------------------------------------------------------------------------------------------------------
+# ---- scan --------------------------------------------------------------------------------------------------
 
 
 @primitive("scan", Kind.OPAQUE)
 class Scan(Op):
     """`length` applications of `body`, each to the carries of the one before.
 
-    Inputs: the first carries, then tensors whose axis 0 (of size `length`) is cut into slices, then constants. `body`
-    takes (iteration int64, carries, slices, constants) and gives (carries, further slices). Outputs: the last
-    carries, then the further slices stacked along a new axis 0. With `reverse` the iterations run from the last to
-    the first. The last `residuals` outputs are there for the gradient only.
+    Inputs: the first carries, then tensors whose axis 0 (of size `length`) is cut into slices, then
+    constants. `body` takes (iteration int64, carries, slices, constants) and gives (carries, further slices).
+    Outputs: the last carries, then the further slices stacked along a new axis 0. With `reverse` the
+    iterations run from the last to the first. The last `residuals` outputs are there for the gradient only.
     """
 
     body: Graph
@@ -91,8 +93,8 @@ class Scan(Op):
         name = names[position + 1] if len(names) > position + 1 else str(position)
         error = ShapeError if before.shape != after.shape else DTypeError
         raise error(
-            f"scan: carry {name} is {before} before an iteration and {after} after it; a carry keeps its shape and "
-            f"element type: start from a value of type {after}, or cast or reshape it in the body to {before}"
+            f"scan: carry {name} is {before} before an iteration and {after} after it; a carry keeps its shape "
+            f"and element type: start from a value of type {after}, or cast or reshape it in the body to {before}"
         )
 
     def _check_input(self, position: int, given: Type, inner: Type) -> None:
@@ -103,8 +105,8 @@ class Scan(Op):
         number = position - self.carries
         require(
             given.ndim > 0 and given.shape[0] == self.length,
-            f"scan: tensor {number} of those that are cut into slices is {given}; the size of its axis 0 must be the "
-            f"number of iterations, {self.length}",
+            f"scan: tensor {number} of those that are cut into slices is {given}; the size of its axis 0 must be "
+            f"the number of iterations, {self.length}",
         )
         part = Type(given.dtype, given.shape[1:])
         require(part == inner, f"scan: slices of tensor {number} are {part}, the body takes {inner}")
@@ -134,13 +136,16 @@ class Scan(Op):
         for before, after in zip(self.body.inputs[1 : self.carries + 1], self.body.outputs, strict=False):
             for first, second in zip(classes.places(before), classes.places(after), strict=True):
                 classes.join(first, second)
-        cut: list[None] = [None]  # the axis of the iterations
-        places = [classes.places(value) for value in self.body.inputs[1:]]
-        given = [(cut if self.is_cut(position) else []) + found for position, found in enumerate(places)]
-        results = [classes.places(value) for value in self.body.outputs]
-        return classes.groups(given, results[: self.carries] + [cut + found for found in results[self.carries :]])
+        places: list[list[Place | None]] = [[*classes.places(value)] for value in self.body.inputs[1:]]
+        results: list[list[Place | None]] = [[*classes.places(value)] for value in self.body.outputs]
+        for position, found in enumerate(places):
+            if self.is_cut(position):
+                found.insert(0, None)  # the axis of the iterations
+        for found in results[self.carries :]:
+            found.insert(0, None)
+        return classes.groups(places, results)
 
-    # ---- gradient ---------------------------------------------------------------------------------------------------
+    # ---- gradient ------------------------------------------------------------------------------------------
 
     def with_residuals(self) -> Scan | None:
         """The same scan that also stacks what its gradient needs, whichever outputs have a cotangent."""
@@ -159,7 +164,11 @@ class Scan(Op):
     ) -> Sequence[Any | None]:
         count = len(cotangents) - self.residuals
         known: ScanGradient | None = self.__dict__.get("_gradient")
-        if known is None or any(g is not None for g in cotangents[count:]) or not known.covers(cotangents[:count]):
+        if (
+            known is None
+            or any(g is not None for g in cotangents[count:])
+            or not known.covers(cotangents[:count])
+        ):
             known = scan_gradient(self, tuple(g is not None for g in cotangents))
             outputs, count = applied(known.forward, inputs), len(cotangents)
         return known.apply(inputs, outputs, cotangents[:count])
@@ -168,7 +177,8 @@ class Scan(Op):
 def graph_operations(graph: Graph) -> int:
     """Arithmetic operations of all nodes of a graph."""
     return sum(
-        node.op.operations([v.type for v in node.inputs], [v.type for v in node.outputs]) for node in graph.nodes
+        node.op.operations([v.type for v in node.inputs], [v.type for v in node.outputs])
+        for node in graph.nodes
     )
 
 
@@ -186,8 +196,8 @@ def scan_gradient(op: Scan, given: tuple[bool, ...]) -> ScanGradient:
     return known[given]
 
 
-# A tensor with one slice per iteration: "input", "output" or "cotangent" of the forward scan, or "made" by the backward
-# scan, and its position there.
+# A tensor with one slice per iteration: "input", "output" or "cotangent" of the forward scan, or "made" by
+# the backward scan, and its position there.
 Stack = tuple[str, int]
 
 
@@ -195,7 +205,8 @@ Stack = tuple[str, int]
 class _Product:
     """A term of a constant's gradient that is summed over time by applying `op` once, to whole stacks.
 
-    The time axis of stack i is merged into the axis `axes[i]`, over which `op` sums; the ops in `then` follow.
+    The time axis of stack i is merged into the axis `axes[i]`, over which `op` sums; the ops in `then`
+    follow.
     """
 
     constant: int
@@ -268,7 +279,9 @@ def _accumulator(type: Type) -> Type:
 
 
 def _depends(body: Graph) -> list[int]:
-    """For each output of a graph the inputs that it depends on through floating-point values, as a set of bits."""
+    """For each output of a graph the inputs that it depends on through floating-point values, as a set of
+    bits.
+    """
     bits = {id(v): (1 << p) if v.dtype.is_floating else 0 for p, v in enumerate(body.inputs)}
     for node in body.nodes:
         found = 0
@@ -316,7 +329,9 @@ class _Differentiation:
             self.inputs = [Value(value.type) for value in body.inputs]
             self.outputs = copied(body, self.inputs)
             self.cotangents = {p: Value(self.outputs[p].type) for p in self.targets}
-            wanted = [p for p, v in enumerate(self.inputs) if v.dtype.is_floating and self._has_gradient(p - 1)]
+            wanted = [
+                p for p, v in enumerate(self.inputs) if v.dtype.is_floating and self._has_gradient(p - 1)
+            ]
             found = vjp(
                 [self.outputs[p] for p in self.targets],
                 [self.cotangents[p] for p in self.targets],
@@ -340,7 +355,9 @@ class _Differentiation:
         for count, key in enumerate(made):
             self.stacks[key] = ("made", len(sliced) + count)
         backward, cut, constants = self._backward(list(sums), sliced, list(made.values()), sums)
-        placed = [replace(p, stacks=tuple(self.stacks[id(v)] for v in p.operands), operands=()) for p in products]
+        placed = [
+            replace(p, stacks=tuple(self.stacks[id(v)] for v in p.operands), operands=()) for p in products
+        ]
         found = ScanGradient(
             self._forward(),
             backward,
@@ -355,7 +372,7 @@ class _Differentiation:
         object.__setattr__(found.forward, "_gradient", found)
         return found
 
-    # ---- gradients of constants -------------------------------------------------------------------------------------
+    # ---- gradients of constants ----------------------------------------------------------------------------
 
     def _constants(self) -> tuple[list[_Product], dict[int, list[Value]]]:
         """Terms that are computed behind the loop, and for the other constants those that are summed in it."""
@@ -384,13 +401,19 @@ class _Differentiation:
         return products, sums
 
     def _product(self, constant: int, term: Value) -> _Product | None:
-        """`term` as an op that sums over an axis which all its operands have, so that time can join that axis."""
+        """`term` as an op that sums over an axis which all its operands have, so that time can join that
+        axis.
+        """
         then: list[Op] = []
         while term.node is not None and isinstance(term.node.op, (Reshape, Transpose)):
             then.append(term.node.op)
             term = term.node.inputs[0]
         node = term.node
-        if node is None or node.op.combine != "sum" or any(id(value) in self.invariant for value in node.inputs):
+        if (
+            node is None
+            or node.op.combine != "sum"
+            or any(id(value) in self.invariant for value in node.inputs)
+        ):
             return None
         shapes = [value.type for value in node.inputs]
         for group in node.op.axes(*shapes):
@@ -404,13 +427,14 @@ class _Differentiation:
                     return _Product(constant, node.op, node.inputs, tuple(axes), tuple(reversed(then)))
         return None
 
-    # ---- residuals --------------------------------------------------------------------------------------------------
+    # ---- residuals -----------------------------------------------------------------------------------------
 
     def _choose_residuals(self, results: Sequence[Value], stacked: Sequence[Value]) -> None:
-        """Decide what the backward scan reads from stacks (`stacks`, `saved`) and what it computes again (`again`).
+        """Decide what the backward scan reads from stacks (`stacks`, `saved`) and what it computes again
+        (`again`).
 
-        Saved is what cannot be had from constants, slices and other saved values by elementwise ops and movement
-        alone; a broadcast or a cast to a wider type is not saved, but what it is made of.
+        Saved is what cannot be had from constants, slices and other saved values by elementwise ops and
+        movement alone; a broadcast or a cast to a wider type is not saved, but what it is made of.
         """
         op = self.op
         needed = {id(value) for value in (*results, *stacked)}
@@ -429,7 +453,13 @@ class _Differentiation:
         forced = {id(value) for value in stacked}
         for node in reversed(self.nodes):
             key = id(node.outputs[0])
-            if key in needed and key not in forced and key not in self.stacks and key in self.forward and _widens(node):
+            if (
+                key in needed
+                and key not in forced
+                and key not in self.stacks
+                and key in self.forward
+                and _widens(node)
+            ):
                 needed.discard(key)
                 needed.add(id(node.inputs[0]))
         self.saved: list[Value] = []
@@ -469,7 +499,7 @@ class _Differentiation:
                 needed.update([id(value) for value in node.inputs])
         self.read = needed
 
-    # ---- the two scans ----------------------------------------------------------------------------------------------
+    # ---- the two scans -------------------------------------------------------------------------------------
 
     def _forward(self) -> Scan:
         nodes = tuple(node for node in self.nodes if id(node.outputs[0]) in self.forward)
@@ -481,13 +511,17 @@ class _Differentiation:
     def _backward(
         self, accumulated: list[int], sliced: list[int], made: list[Value], sums: dict[int, list[Value]]
     ) -> tuple[Scan, tuple[Stack, ...], tuple[int, ...]]:
-        """The backward scan, what it cuts into slices, and the inputs of the forward scan that it reads whole."""
+        """The backward scan, what it cuts into slices, and the inputs of the forward scan that it reads
+        whole.
+        """
         op = self.op
         old = {id(v): v for node in self.nodes for v in (*node.inputs, *node.outputs)}
         old.update((id(v), v) for v in (*self.inputs, *self.cotangents.values()))
         cut = [key for key in self.stacks if key in self.read and self.stacks[key][0] != "made"]
         constants = [
-            p for p in range(op.carries + op.slices, len(self.inputs) - 1) if id(self.inputs[p + 1]) in self.read
+            p
+            for p in range(op.carries + op.slices, len(self.inputs) - 1)
+            if id(self.inputs[p + 1]) in self.read
         ]
         mapping = {id(self.inputs[0]): Value(INDEX)}
         mapping.update((id(self.cotangents[p]), Value(self.cotangents[p].type)) for p in self.active)
@@ -528,7 +562,9 @@ def _summands(value: Value) -> list[Value]:
 
 
 def _widens(node: Node) -> bool:
-    """Whether a node's one input is no larger than its output and gives it at no cost: broadcasts, masks as numbers."""
+    """Whether a node's one input is no larger than its output and gives it at no cost: broadcasts, masks as
+    numbers.
+    """
     if len(node.inputs) != 1 or len(node.outputs) != 1 or node.op.kind > Kind.MOVEMENT:
         return False
     growth = node.outputs[0].type.nbytes - node.inputs[0].type.nbytes
@@ -544,7 +580,9 @@ def _is_cheap(node: Node) -> bool:
 
 
 def _copy(node: Node, mapping: dict[int, Value]) -> None:
-    """Append a copy of `node` to the current builder, with its source lines; `mapping` gives and receives values."""
+    """Append a copy of `node` to the current builder, with its source lines; `mapping` gives and receives
+    values.
+    """
     inputs = tuple([mapping[id(value)] for value in node.inputs])
     copy = Node(node.op, inputs, [value.type for value in node.outputs], node.where, node.scope)
     outputs = builder().append(copy)
@@ -559,7 +597,7 @@ def copied(graph: Graph, inputs: Sequence[Value]) -> list[Value]:
     return [mapping[id(value)] for value in graph.outputs]
 
 
-# ---- cond -----------------------------------------------------------------------------------------------------------
+# ---- cond --------------------------------------------------------------------------------------------------
 
 
 @primitive("cond", Kind.OPAQUE)
@@ -582,7 +620,9 @@ class Cond(Op):
             )
         for branch in (self.then, self.otherwise):
             taken = tuple(value.type for value in branch.inputs)
-            require(taken == inputs[1:], f"cond: a branch takes {_listed(taken)}, received {_listed(inputs[1:])}")
+            require(
+                taken == inputs[1:], f"cond: a branch takes {_listed(taken)}, received {_listed(inputs[1:])}"
+            )
         first, second = (tuple(v.type for v in branch.outputs) for branch in (self.then, self.otherwise))
         require(
             len(first) == len(second),
@@ -591,8 +631,8 @@ class Cond(Op):
         for position, (one, other) in enumerate(zip(first, second, strict=True)):
             if one != other:
                 raise (ShapeError if one.shape != other.shape else DTypeError)(
-                    f"cond: result {position} is {one} in the branch for true and {other} in the one for false; "
-                    "both must have the same shape and element type"
+                    f"cond: result {position} is {one} in the branch for true and {other} in the one for "
+                    "false; both must have the same shape and element type"
                 )
         return first
 
@@ -607,7 +647,9 @@ class Cond(Op):
     def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
         classes = AxisClasses(self.then, self.otherwise)
         pairs = zip(
-            (*self.then.inputs, *self.then.outputs), (*self.otherwise.inputs, *self.otherwise.outputs), strict=True
+            (*self.then.inputs, *self.then.outputs),
+            (*self.otherwise.inputs, *self.otherwise.outputs),
+            strict=True,
         )
         for first, second in pairs:
             for one, other in zip(classes.places(first), classes.places(second), strict=True):
@@ -651,11 +693,13 @@ def _branch_gradient(branch: Graph, given: Sequence[int], wanted: Sequence[int])
         operands = [inputs[position] for position in wanted]
         found = vjp([outputs[position] for position in given], cotangents, operands)
         gradients = [_zeros(x.type) if g is None else g for x, g in zip(operands, found, strict=True)]
-    graph = Graph((*inputs, *cotangents), tuple(target.nodes), tuple(gradients), (), f"{branch.name}_gradient")
+    graph = Graph(
+        (*inputs, *cotangents), tuple(target.nodes), tuple(gradients), (), f"{branch.name}_gradient"
+    )
     return remove_dead(graph)
 
 
-# ---- graphs of functions that use values from outside ---------------------------------------------------------------
+# ---- graphs of functions that use values from outside ------------------------------------------------------
 
 
 def closed(
@@ -666,10 +710,11 @@ def closed(
     names: Sequence[str] = (),
     iteration: Value | None = None,
 ) -> tuple[Graph, list[Value]]:
-    """The graph that computes `outputs` from `inputs`, and what it reads from outside: those are its last inputs.
+    """The graph that computes `outputs` from `inputs`, and what it reads from outside: those are its last
+    inputs.
 
-    Constants from outside become constants inside. In the body of a scan random bits depend on the `iteration` (one
-    of the inputs): a generator's state from outside is another one in every iteration.
+    Constants from outside become constants inside. In the body of a scan random bits depend on the
+    `iteration` (one of the inputs): a generator's state from outside is another one in every iteration.
     """
     traced = remove_dead(Graph(tuple(inputs), tuple(nodes), tuple(outputs), (), name))
     mapping = {id(value): Value(value.type) for value in inputs}
@@ -744,7 +789,7 @@ def _graphs_inside(node: Node) -> list[tuple[Graph, int]]:
     return [(op.then, -1), (op.otherwise, -1)] if isinstance(op, Cond) else []
 
 
-# ---- functions ------------------------------------------------------------------------------------------------------
+# ---- functions ---------------------------------------------------------------------------------------------
 
 Body = Callable[[Any, list[Any], list[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
@@ -759,8 +804,9 @@ def scan(
 ) -> tuple[list[Any], list[Any]]:
     """Loop over graph values: `body(iteration, carries, slices)` gives (new carries, further slices).
 
-    `xs` are cut into slices along axis 0. Returns the last carries and the further slices stacked along a new axis 0.
-    The body may use any value of the graph around it. `thalweg.scan` is the same for nests of tensors.
+    `xs` are cut into slices along axis 0. Returns the last carries and the further slices stacked along a new
+    axis 0. The body may use any value of the graph around it. `thalweg.scan` is the same for nests of
+    tensors.
     """
     carries, xs = [operand(x) for x in carries], [operand(x) for x in xs]
     count = scan_length(xs, length)
@@ -771,21 +817,25 @@ def scan(
         after, stacked = body(iteration, list(own), list(slices))
         outputs = [operand(x) for x in (*after, *stacked)]
     if len(after) != len(carries):
-        raise ArgumentError(f"scan: the body takes {len(carries)} carries and gives {len(after)}; it must give as many")
+        raise ArgumentError(
+            f"scan: the body takes {len(carries)} carries and gives {len(after)}; it must give as many"
+        )
     graph, free = closed(inner.nodes, [iteration, *own, *slices], outputs, name, (), iteration)
     results = applied(Scan(graph, count, len(carries), len(xs), reverse), [*carries, *xs, *free])
     return list(results[: len(carries)]), list(results[len(carries) :])
 
 
 def scan_length(xs: Sequence[Any], length: Any) -> int:
-    """The number of iterations: `length`, or the common size of axis 0 of `xs`; raises where they do not agree."""
+    """The number of iterations: `length`, or the common size of axis 0 of `xs`; raises where they do not
+    agree.
+    """
     for position, x in enumerate(xs):
         if x.ndim == 0:
             raise ShapeError(
-                f"scan cuts its tensors along axis 0, but tensor {position} of xs is 0-d; what every iteration needs "
-                "whole is used in the body directly"
+                f"scan cuts its tensors along axis 0, but tensor {position} of xs is 0-d; what every iteration "
+                "needs whole is used in the body directly"
             )
-    sizes = [x.shape[0] for x in xs]
+    sizes: list[int] = [x.shape[0] for x in xs]
     if len(set(sizes)) > 1:
         raise ShapeError(f"scan: the tensors of xs have the sizes {sizes} along axis 0; they must be equal")
     if length is None:
@@ -805,10 +855,11 @@ def cond(
     otherwise: Callable[..., Sequence[Any]],
     operands: Sequence[Any] = (),
 ) -> list[Any]:
-    """`then(*operands)` where `predicate` (bool, 0-d) is true, else `otherwise(*operands)`: lists of graph values.
+    """`then(*operands)` where `predicate` (bool, 0-d) is true, else `otherwise(*operands)`: lists of graph
+    values.
 
-    Only the branch that is taken runs. The branches may use any value of the graph around them. `thalweg.cond` is the
-    same for nests of tensors.
+    Only the branch that is taken runs. The branches may use any value of the graph around them.
+    `thalweg.cond` is the same for nests of tensors.
     """
     operands = [operand(x) for x in operands]
     traced = []
@@ -824,7 +875,9 @@ def cond(
 def closed_branches(
     traced: Sequence[tuple[Sequence[Node], Sequence[Value], Sequence[Value]]],
 ) -> tuple[list[Graph], list[Value]]:
-    """Graphs of branches over equal inputs: their own, then everything that either of them reads from outside."""
+    """Graphs of branches over equal inputs: their own, then everything that either of them reads from
+    outside.
+    """
     found = [closed(*one, name) for one, name in zip(traced, ("then", "otherwise"), strict=True)]
     free = list({id(value): value for _, outside in found for value in outside}.values())
     branches = []
@@ -836,7 +889,7 @@ def closed_branches(
     return branches, free
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 def _recurrent(h: Any, xs: Any, w: Any, u: Any) -> Any:
@@ -904,7 +957,9 @@ def _scan_samples() -> Iterator[Sample]:
     yield Sample(_recurrent, weights, torch=_recurrent_torch)
     yield Sample(_recurrent, tuple(array.astype(np.float64) for array in weights))
     yield Sample(_recurrent, (weights[0], weights[1][:0], *weights[2:]))
-    yield Sample(_recurrent, tuple(array.astype(np.float16) for array in weights), gradient=False, tolerance=4)
+    yield Sample(
+        _recurrent, tuple(array.astype(np.float16) for array in weights), gradient=False, tolerance=4
+    )
     for reverse in (False, True):
         yield Sample(lambda x, r=reverse: _running(x, r), (values(4, 3),))
         yield Sample(lambda x, r=reverse: _running(x, r), (values(7, dtype="int32", low=-9, high=9),))
@@ -914,7 +969,9 @@ def _scan_samples() -> Iterator[Sample]:
     yield Sample(_table, (values(3), values(4)))
     yield Sample(_walk, (np.array([1, 2, 3, 4], np.uint32),))
     yield Sample(_alternating, (values(3),))
-    yield Sample(lambda x: scan(lambda i, c, s: ([c[0][0]], []), [x], length=2)[0][0], (values(3),), error=ShapeError)
+    yield Sample(
+        lambda x: scan(lambda i, c, s: ([c[0][0]], []), [x], length=2)[0][0], (values(3),), error=ShapeError
+    )
     yield Sample(
         lambda x: scan(lambda i, c, s: ([c[0] > 0], []), [x], length=2)[0][0],
         (values(3),),
@@ -950,10 +1007,14 @@ def _cond_samples() -> Iterator[Sample]:
             torch=lambda t, p, x, y: (x * y, y) if p else (x - y, x * x * x),
         )
         yield Sample(around, (np.array(truth), values(3, dtype="int64"), values(3, dtype="int64", seed=5)))
-    yield Sample(around, (np.array(True), np.array([np.nan, -0.0], np.float32), np.array([np.inf, 1], np.float32)))
+    yield Sample(
+        around, (np.array(True), np.array([np.nan, -0.0], np.float32), np.array([np.inf, 1], np.float32))
+    )
     yield Sample(nested, (values(3, low=0.5),))
     yield Sample(nested, (values(3, high=-0.5),))
-    yield Sample(around, (values(2) > 0, values(2), values(2)), error=ShapeError, message="0-d bool predicate")
+    yield Sample(
+        around, (values(2) > 0, values(2), values(2)), error=ShapeError, message="0-d bool predicate"
+    )
     yield Sample(around, (values(), values(2), values(2)), error=DTypeError, message="(x > 0).any()")
     yield Sample(
         lambda p, x: cond(p, lambda: [x], lambda: [x[0]])[0],
@@ -961,4 +1022,6 @@ def _cond_samples() -> Iterator[Sample]:
         error=ShapeError,
         message="f32[2] in the branch for true and f32[] in the one for false",
     )
-    yield Sample(lambda p, x: cond(p, lambda: [x], lambda: [])[0], (np.array(True), values(2)), error=ShapeError)
+    yield Sample(
+        lambda p, x: cond(p, lambda: [x], lambda: [])[0], (np.array(True), values(2)), error=ShapeError
+    )

@@ -2,8 +2,8 @@
 
 In: an op and its inputs. Out: the value that replaces its output, or None. `simplify` calls the rules.
 
-Every identity here holds in IEEE 754 arithmetic for NaN, infinities and both zeros (the sign and payload of a NaN are
-not kept), and in wrapping integer arithmetic. What one might look for and will not find:
+Every identity here holds in IEEE 754 arithmetic for NaN, infinities and both zeros (the sign and payload of a
+NaN are not kept), and in wrapping integer arithmetic. What one might look for and will not find:
 
 * x + 0 is not x: -0 + 0 = +0. (x + -0 is x, and so is x - 0.)
 * x * 0 is not 0: NaN and infinities give NaN, negative numbers -0. Integers have the rule.
@@ -98,10 +98,10 @@ def _is_exact(value: Value) -> bool:
     return not value.dtype.is_floating
 
 
-# ---- arithmetic -----------------------------------------------------------------------------------------------------
+# ---- arithmetic --------------------------------------------------------------------------------------------
 
 
-def _add(make: Make, op: Add, inputs: Inputs) -> Value | None:
+def _add(make: Make, op: Op, inputs: Inputs) -> Value | None:
     for x, y in (inputs, inputs[::-1]):
         number = literal(y)
         if _is_negative_zero(number) or (_is_exact(y) and _is(number, 0)):
@@ -112,7 +112,7 @@ def _add(make: Make, op: Add, inputs: Inputs) -> Value | None:
     return None
 
 
-def _subtract(make: Make, op: Subtract, inputs: Inputs) -> Value | None:
+def _subtract(make: Make, op: Op, inputs: Inputs) -> Value | None:
     x, y = inputs
     if _is(literal(y), 0):
         return x
@@ -122,7 +122,7 @@ def _subtract(make: Make, op: Subtract, inputs: Inputs) -> Value | None:
     return None if negated is None else make(Add(), x, negated[0])
 
 
-def _multiply(make: Make, op: Multiply, inputs: Inputs) -> Value | None:
+def _multiply(make: Make, op: Op, inputs: Inputs) -> Value | None:
     for x, y in (inputs, inputs[::-1]):
         number = literal(y)
         if number is None:
@@ -136,7 +136,7 @@ def _multiply(make: Make, op: Multiply, inputs: Inputs) -> Value | None:
     return _without_signs(make, op, inputs)
 
 
-def _divide(make: Make, op: Divide, inputs: Inputs) -> Value | None:
+def _divide(make: Make, op: Op, inputs: Inputs) -> Value | None:
     x, y = inputs
     number = literal(y)
     if _is(number, 1):
@@ -150,13 +150,16 @@ def _divide(make: Make, op: Divide, inputs: Inputs) -> Value | None:
 
 
 def _is_power_of_two(number: Any) -> bool:
-    """Whether multiplying by 1 / `number` is exact: a power of two whose reciprocal is a normal number in the same type.
+    """Whether multiplying by 1 / `number` is exact: a power of two whose reciprocal is a normal number in the
+    same type.
 
     Both are then the correctly rounded value of the same real number.
     """
     mantissa, exponent = math.frexp(float(number))
     lowest, highest = {"float16": (-14, 15), "float64": (-1022, 1023)}.get(number.dtype.name, (-126, 127))
-    return math.fabs(mantissa) == 0.5 and lowest <= exponent - 1 <= highest and lowest <= 1 - exponent <= highest
+    return (
+        math.fabs(mantissa) == 0.5 and lowest <= exponent - 1 <= highest and lowest <= 1 - exponent <= highest
+    )
 
 
 def _without_signs(make: Make, op: Op, inputs: Inputs) -> Value | None:
@@ -165,21 +168,21 @@ def _without_signs(make: Make, op: Op, inputs: Inputs) -> Value | None:
     return None if x is None or y is None else make(op, x[0], y[0])
 
 
-def _floor_divide(make: Make, op: FloorDivide, inputs: Inputs) -> Value | None:
+def _floor_divide(make: Make, op: Op, inputs: Inputs) -> Value | None:
     x, y = inputs
     return x if _is_exact(x) and _is(literal(y), 1) else None
 
 
-def _power(make: Make, op: Power, inputs: Inputs) -> Value | None:
+def _power(make: Make, op: Op, inputs: Inputs) -> Value | None:
     return inputs[0] if _is(literal(inputs[1]), 1) else None
 
 
-def _negative(make: Make, op: Negative, inputs: Inputs) -> Value | None:
+def _negative(make: Make, op: Op, inputs: Inputs) -> Value | None:
     twice = applied(inputs[0], Negative)
     return None if twice is None else twice[0]
 
 
-def _abs(make: Make, op: Abs, inputs: Inputs) -> Value | None:
+def _abs(make: Make, op: Op, inputs: Inputs) -> Value | None:
     if applied(inputs[0], Abs) is not None:
         return inputs[0]
     negated = applied(inputs[0], Negative)
@@ -190,10 +193,10 @@ def _extreme(make: Make, op: Op, inputs: Inputs) -> Value | None:
     return inputs[0] if inputs[0] is inputs[1] else None
 
 
-# ---- bits, selection, element types ---------------------------------------------------------------------------------
+# ---- bits, selection, element types ------------------------------------------------------------------------
 
 
-def _invert(make: Make, op: BitwiseInvert, inputs: Inputs) -> Value | None:
+def _invert(make: Make, op: Op, inputs: Inputs) -> Value | None:
     twice = applied(inputs[0], BitwiseInvert)
     return None if twice is None else twice[0]
 
@@ -215,7 +218,7 @@ def _and_or(make: Make, op: Op, inputs: Inputs) -> Value | None:
     return None
 
 
-def _xor(make: Make, op: BitwiseXor, inputs: Inputs) -> Value | None:
+def _xor(make: Make, op: Op, inputs: Inputs) -> Value | None:
     for x, y in (inputs, inputs[::-1]):
         if _is(literal(y), 0):
             return x
@@ -277,7 +280,7 @@ def _cast(make: Make, op: Cast, inputs: Inputs) -> Value | None:
     return make(op, inner[0])
 
 
-# ---- movement -------------------------------------------------------------------------------------------------------
+# ---- movement ----------------------------------------------------------------------------------------------
 
 
 def uniform(make: Make, number: np.ndarray[Any, Any], shape: Shape) -> Value:
@@ -430,7 +433,9 @@ def _pad(make: Make, op: Pad, inputs: Inputs) -> Value | None:
 
 
 def _concat(make: Make, op: Concat, inputs: Inputs) -> Value | None:
-    """Empty parts and parts that are concatenations themselves disappear; neighbouring slices of one value join again."""
+    """Empty parts and parts that are concatenations themselves disappear; neighbouring slices of one value
+    join again.
+    """
     parts: list[Value] = []
     for value in inputs:
         inner = op_of(value, Concat)
@@ -461,7 +466,7 @@ def _joined(make: Make, axis: int, first: Value, second: Value) -> Value | None:
     return make(Slice(a.starts, b.stops, a.steps), source(first))
 
 
-# ---- contractions ---------------------------------------------------------------------------------------------------
+# ---- contractions ------------------------------------------------------------------------------------------
 
 
 def _matmul(make: Make, op: MatMul, inputs: Inputs) -> Value | None:
@@ -484,7 +489,7 @@ def _swapped(value: Value) -> Value | None:
     return source(value) if op.permutation == (*range(count - 2), count - 1, count - 2) else None
 
 
-# ---- reductions -----------------------------------------------------------------------------------------------------
+# ---- reductions --------------------------------------------------------------------------------------------
 
 
 def _reduce_one(make: Make, op: Any, inputs: Inputs) -> Value | None:
@@ -493,13 +498,15 @@ def _reduce_one(make: Make, op: Any, inputs: Inputs) -> Value | None:
     if any(x.shape[axis] != 1 for axis in op.axis):
         return None
     result = make(Reshape(tuple(e for a, e in enumerate(x.shape) if a not in op.axis)), x)
-    if isinstance(op, Sum) and x.dtype.is_floating and op.axis:
+    if isinstance(op, Sum) and x.dtype.is_floating:
         return make(Add(), result, uniform(make, np.zeros((), x.dtype.numpy), result.shape))
     return result
 
 
 def _reduce_repeated(make: Make, op: Any, inputs: Inputs) -> Value | None:
-    """A reduction of a broadcast over axes that the broadcast has made: the largest of equal numbers is the number."""
+    """A reduction of a broadcast over axes that the broadcast has made: the largest of equal numbers is the
+    number.
+    """
     x = inputs[0]
     repeat = op_of(x, Broadcast)
     if repeat is None or x.size == 0 or (isinstance(op, Sum) and not _is_exact(x)):
@@ -518,7 +525,7 @@ def _reduce_repeated(make: Make, op: Any, inputs: Inputs) -> Value | None:
     return make(Multiply(), result, uniform(make, np.asarray(count).astype(x.dtype.numpy), kept))
 
 
-# ---- broadcasts through elementwise ops -----------------------------------------------------------------------------
+# ---- broadcasts through elementwise ops --------------------------------------------------------------------
 
 
 def _lift_broadcast(make: Make, op: Op, inputs: Inputs) -> Value | None:

@@ -1,7 +1,7 @@
 """Legalise: composites that the target does not take are replaced by their bodies, those in the bodies too.
 
-In: a graph after differentiation (autodiff needs composites whole) and the target's `takes`. Out: a graph of primitives
-and of the composites that the target has kernels for. `prepare` calls it.
+In: a graph after differentiation (autodiff needs composites whole) and the target's `takes`. Out: a graph of
+primitives and of the composites that the target has kernels for. `prepare` calls it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Takes = Callable[[Node], bool]
 def legalise(graph: Graph, takes: Takes) -> Graph:
     """`graph` in which every composite satisfies `takes(node)`; the others are inlined, in sub-graphs too.
 
-    Source lines and scope of a composite pass to the nodes of its body. `stop_gradient` disappears: no gradient is taken
-    of a legalised graph.
+    Source lines and scope of a composite pass to the nodes of its body. `stop_gradient` disappears: no
+    gradient is taken of a legalised graph.
     """
 
     def rule(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
@@ -30,8 +30,12 @@ def legalise(graph: Graph, takes: Takes) -> Graph:
     return rewrite(graph, rule)
 
 
-def _placed(op: Op, inputs: tuple[Value, ...], types: Sequence[Type], origin: Node, takes: Takes) -> Sequence[Value]:
-    """Append `op`, or the body of the composite that it is, to the current builder; `origin` gives lines and scope."""
+def _placed(
+    op: Op, inputs: tuple[Value, ...], types: Sequence[Type], origin: Node, takes: Takes
+) -> Sequence[Value]:
+    """Append `op`, or the body of the composite that it is, to the current builder; `origin` gives lines and
+    scope.
+    """
     if isinstance(op, StopGradient):
         return inputs
     op = with_subgraphs(op, lambda inner: legalise(inner, takes))

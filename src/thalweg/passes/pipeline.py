@@ -18,7 +18,8 @@ from thalweg.passes.simplify import simplify
 def prepare(graph: Graph, takes: Callable[[Node], bool]) -> Graph:
     """Simplify, legalise for the target that `takes` speaks for, and simplify what the bodies brought.
 
-    With THALWEG_DUMP the text after each pass is written there; with THALWEG_DEBUG of 1 or more each result is verified.
+    With THALWEG_DUMP the text after each pass is written there; with THALWEG_DEBUG of 1 or more each result
+    is verified.
     """
     passes: list[tuple[str, Callable[[Graph], Graph]]] = [
         ("simplify", simplify),

@@ -1,11 +1,11 @@
 """Simplify: dead code, common subexpressions, constants, and algebra that changes no bit of any result.
 
-In: a graph. Out: a graph with the same inputs, state and results, with at most as many operations. `prepare` calls it
-before and after `legalise`; it is linear in the number of nodes.
+In: a graph. Out: a graph with the same inputs, state and results, with at most as many operations. `prepare`
+calls it before and after `legalise`; it is linear in the number of nodes.
 
-Nodes are rebuilt in order, each through `Sweep.make`: it first looks whether the same op was applied to the same values
-already, then asks the rules of `algebra`, then folds constants. What a rule builds goes through `make` again, so that one
-sweep reaches nearly everything; a second one sees what the first made dead.
+Nodes are rebuilt in order, each through `Sweep.make`: it first looks whether the same op was applied to the
+same values already, then asks the rules of `algebra`, then folds constants. What a rule builds goes through
+`make` again, so that one sweep reaches nearly everything; a second one sees what the first made dead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from thalweg.errors import ThalwegError
-from thalweg.graph import Graph, Kind, Narrowed, Node, Op, Value, add_lines, builder, remove_dead, rewrite
+from thalweg.graph import Graph, Kind, Node, Op, Value, add_lines, builder, remove_dead, rewrite
 from thalweg.ops import elementwise
 from thalweg.ops.movement import Broadcast
 from thalweg.ops.sources import Constant
@@ -54,7 +54,8 @@ class Sweep:
         return rewrite(self.graph, self._rule)
 
     def _residual_forms(self) -> dict[tuple[object, ...], Op]:
-        """For (op, inputs): its residual form, where autodiff has appended that and the residuals are used."""
+        """For (op, inputs): its residual form, where autodiff has appended that and the residuals are used.
+        """
         found: dict[tuple[object, ...], Op] = {}
         for node in self.graph.nodes:
             plain = node.op.without_residuals()
@@ -68,7 +69,8 @@ class Sweep:
         self.node = node
         op = node.op
         if self.residual_forms:
-            # Autodiff appends residual forms behind the forward nodes: they move to the place of the plain ones.
+            # Autodiff appends residual forms behind the forward nodes: they move to the place of the plain
+            # ones.
             op = self.residual_forms.get((op.key(), *map(id, node.inputs)), op)
             self.changed |= op is not node.op
         count = len(node.outputs)
@@ -83,7 +85,9 @@ class Sweep:
         return with_subgraphs(op, simplify) if self.descend else op
 
     def _narrowed(self, op: Op, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
-        """A smaller op where some outputs are not used: their places are filled with values that nobody reads."""
+        """A smaller op where some outputs are not used: their places are filled with values that nobody
+        reads.
+        """
         used = [id(value) in self.used for value in node.outputs]
         found = None if all(used) else op.narrowed(used, *[value.type for value in inputs])
         if found is None:
@@ -95,8 +99,11 @@ class Sweep:
             for value, position in zip(node.outputs, found.outputs, strict=True)
         ]
 
-    def make(self, op: Op, inputs: tuple[Value, ...], types: Sequence[Type] | None = None) -> tuple[Value, ...]:
-        """The outputs of `op`: those of an equal application before, what a rule makes of it, or those of a new node.
+    def make(
+        self, op: Op, inputs: tuple[Value, ...], types: Sequence[Type] | None = None
+    ) -> tuple[Value, ...]:
+        """The outputs of `op`: those of an equal application before, what a rule makes of it, or those of a
+        new node.
 
         `types` are the outputs' where they are known already.
         """
@@ -138,11 +145,12 @@ class Sweep:
         return None
 
 
-# ---- constants ------------------------------------------------------------------------------------------------------
+# ---- constants ---------------------------------------------------------------------------------------------
 
 _LARGEST_FOLDED = 4096  # elements that a constant may have if its inputs are smaller
 
-# Every backend computes these in its own way. Folded by NumPy their bits would depend on the machine that compiles.
+# Every backend computes these in its own way. Folded by NumPy their bits would depend on the machine that
+# compiles.
 _NOT_CORRECTLY_ROUNDED = (
     elementwise.Exp,
     elementwise.Expm1,
@@ -171,8 +179,8 @@ def constant_inputs(inputs: tuple[Value, ...]) -> list[np.ndarray[Any, Any]] | N
 def fold(op: Op, arrays: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]] | None:
     """The results of `op`, computed now by its reference, or None where it must run later.
 
-    Only what every backend computes to the same bits is folded: elementwise arithmetic, movement, reductions of integers.
-    Broadcasts stay: they cost nothing where they are read and their results are large.
+    Only what every backend computes to the same bits is folded: elementwise arithmetic, movement, reductions
+    of integers. Broadcasts stay: they cost nothing where they are read and their results are large.
     """
     floating = any(array.dtype.kind not in "biu" for array in arrays)
     if op.kind > Kind.REDUCTION or isinstance(op, Broadcast) or (op.kind is Kind.REDUCTION and floating):
