@@ -229,6 +229,16 @@ def instance_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 
 
 @composite
 def _batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> Any:
+    return _batch_norm_parts(x, weight, bias, eps)[:3]
+
+
+@_batch_norm.residuals
+def _batch_norm_with_residuals(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> Any:
+    """Result and statistics, and once more the mean and 1 / sqrt(variance + eps), which gradients do flow through."""
+    return _batch_norm_parts(x, weight, bias, eps)
+
+
+def _batch_norm_parts(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
     weight, bias = _per_channel("batch_norm", x, weight, bias)
     axes = (0, *range(2, x.ndim))
     require(
@@ -240,18 +250,18 @@ def _batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> 
     mean = _mean(source, axes)
     centred = source - mean
     variance = _mean(centred * centred, axes)
-    result = _affine(centred * rsqrt(variance + eps), weight, bias)
+    scale = rsqrt(variance + eps)
+    result = cast(_affine(centred * scale, weight, bias), x.dtype)
     statistics = (reshape(stop_gradient(value), (x.shape[1],)) for value in (mean, variance))
-    return (cast(result, x.dtype), *statistics)
+    return (result, *statistics, mean, scale)
 
 
 @composite
-def _batch_norm_gradient(g: Any, x: Any, mean: Any, variance: Any, weight: Any = None, *, eps: float) -> Any:
+def _batch_norm_gradient(g: Any, x: Any, mean: Any, scale: Any, weight: Any = None) -> Any:
     """Gradients with respect to x, the weight and the bias."""
-    mean, variance, weight = _per_channel("batch_norm_gradient", x, mean, variance, weight)
+    (weight,) = _per_channel("batch_norm_gradient", x, weight)
     axes = (0, *range(2, x.ndim))
     count = math.prod(x.shape[axis] for axis in axes)
-    scale = rsqrt(variance + eps)
     normal, cotangent = (wide(x) - mean) * scale, wide(g)
     by_bias = reduce_sum(cotangent, axes, keepdims=True)
     by_weight = reduce_sum(cotangent * normal, axes, keepdims=True)
@@ -262,8 +272,8 @@ def _batch_norm_gradient(g: Any, x: Any, mean: Any, variance: Any, weight: Any =
 
 @_batch_norm.gradient
 def _batch_norm_rule(inputs: Any, outputs: Any, cotangents: Any, *, eps: float) -> Sequence[Any]:
-    (x, weight, bias), (_, mean, variance) = inputs, outputs
-    by_x, by_weight, by_bias = _batch_norm_gradient(cotangents[0], x, mean, variance, weight, eps=eps)
+    (x, weight, bias), (*_, mean, scale) = inputs, outputs
+    by_x, by_weight, by_bias = _batch_norm_gradient(cotangents[0], x, mean, scale, weight)
     return (
         by_x,
         None if weight is None else cast(by_weight, weight.dtype),
