@@ -533,14 +533,12 @@ def dropout3d(input: Any, p: float = 0.5, training: bool = True, generator: Gene
 
 
 def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Any:
-    """Row `input[..]` of `weight` [rows, features] for every index; row `padding_idx` receives no gradient.
-    """
+    """Row `input[..]` of `weight` [rows, features] for every index; row `padding_idx` receives no gradient."""
     return lookup(weight, input, padding_idx=padding_idx)
 
 
 def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Any:
-    """Padding given from the last axis backwards: (left, right, top, bottom, ...). Negative numbers cut off.
-    """
+    """Padding given from the last axis backwards: (left, right, top, bottom, ...). Negative numbers cut off."""
     x = operand(input)
     if len(pad) % 2 or len(pad) > 2 * x.ndim:
         refuse_shape(f"pad needs two numbers for each axis, at most {x.ndim} axes, received {tuple(pad)}")

@@ -14,37 +14,62 @@ import numpy as np
 
 from thalweg import types
 from thalweg.errors import ArgumentError, ShapeError, TraceError
-from thalweg.tensor import random
-from thalweg.tensor.random import Generator
+from thalweg.tensor.random import Generator, default_generator
 from thalweg.tensor.state import Holder
 from thalweg.tensor.trace import tracing
+from thalweg.types import DType
 
 Array = np.ndarray[Any, Any]
 
 
 def _fill(parameter: Holder, values: Any) -> Any:
+    _check(parameter)
+    parameter.replace(np.broadcast_to(values, parameter.shape).astype(parameter.dtype.numpy))
+    return parameter
+
+
+def _check(parameter: Any) -> None:
     if not isinstance(parameter, Holder):
         raise ArgumentError(
             f"nn.init sets parameters and buffers, received a {type(parameter).__name__}; write layer.weight"
         )
     if tracing():
         raise TraceError("parameters cannot be initialised inside a compiled function; do it before")
-    parameter.replace(np.broadcast_to(values, parameter.shape).astype(parameter.dtype.numpy))
-    return parameter
+
+
+def _words(count: int, generator: Generator | None) -> Array:
+    """Random 64-bit words: one call of the generator, by NumPy's Philox, which is fast and the same everywhere."""
+    state = (default_generator if generator is None else generator).draw()[0].numpy().astype(np.uint64)
+    seed, call = state[0] | state[1] << np.uint64(32), state[2] | state[3] << np.uint64(32)
+    key = np.array([seed, call], np.uint64)
+    return np.asarray(np.random.Philox(key=key).random_raw(count), np.uint64)
+
+
+def _unit(count: int, dtype: DType, generator: Generator | None, shift: float = 0.0) -> Array:
+    """Numbers in [0, 1), multiples of 2^-24, or of 2^-53 for float64, plus `shift` such steps."""
+    if dtype is types.float64:
+        return ((_words(count, generator) >> np.uint64(11)) + shift) * 2.0**-53
+    halves = _words((count + 1) // 2, generator).astype("<u8", copy=False).view("<u4")[:count]
+    return ((halves >> np.uint32(8)).astype(np.float32) + np.float32(shift)) * np.float32(2.0**-24)
 
 
 def _uniform(
-    shape: tuple[int, ...], low: float, high: float, dtype: Any, generator: Generator | None
+    shape: tuple[int, ...], low: float, high: float, dtype: DType, generator: Generator | None
 ) -> Array:
-    wide = types.promote(dtype, types.float32)
-    return np.asarray(random.uniform(shape, low, high, dtype=wide, generator=generator).numpy())
+    unit = _unit(math.prod(shape), dtype, generator)
+    return (low + (high - low) * unit).reshape(shape)
 
 
 def _normal(
-    shape: tuple[int, ...], mean: float, std: float, dtype: Any, generator: Generator | None
+    shape: tuple[int, ...], mean: float, std: float, dtype: DType, generator: Generator | None
 ) -> Array:
-    wide = types.promote(dtype, types.float32)
-    return np.asarray(random.normal(shape, mean, std, dtype=wide, generator=generator).numpy())
+    count = math.prod(shape)
+    half = (count + 1) // 2
+    unit = _unit(2 * half, dtype, generator, shift=0.5)
+    # Box and Muller (1958); the half step keeps the logarithm finite
+    radius, angle = np.sqrt(-2 * np.log(unit[:half])), 2 * math.pi * unit[half:]
+    drawn = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    return (mean + std * drawn).reshape(shape)
 
 
 # ---- fixed distributions -----------------------------------------------------------------------------------
@@ -74,11 +99,13 @@ def eye_(parameter: Any) -> Any:
 
 def uniform_(parameter: Any, a: float = 0.0, b: float = 1.0, generator: Generator | None = None) -> Any:
     """Uniform between `a` and `b`."""
+    _check(parameter)
     return _fill(parameter, _uniform(parameter.shape, a, b, parameter.dtype, generator))
 
 
 def normal_(parameter: Any, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None) -> Any:
     """Normal with that mean and standard deviation."""
+    _check(parameter)
     return _fill(parameter, _normal(parameter.shape, mean, std, parameter.dtype, generator))
 
 
@@ -91,6 +118,7 @@ def trunc_normal_(
     generator: Generator | None = None,
 ) -> Any:
     """Normal, but only values between `a` and `b`: others are drawn again."""
+    _check(parameter)
     mass = (math.erf((b - mean) / (std * math.sqrt(2))) - math.erf((a - mean) / (std * math.sqrt(2)))) / 2
     if not mass > 1e-3:
         raise ArgumentError(
@@ -100,7 +128,6 @@ def trunc_normal_(
     values = _normal((parameter.size,), mean, std, parameter.dtype, generator)
     outside = np.flatnonzero((values < a) | (values > b))
     while outside.size:
-        values = values.copy() if not values.flags.writeable else values
         values[outside] = _normal((outside.size,), mean, std, parameter.dtype, generator)
         outside = outside[(values[outside] < a) | (values[outside] > b)]
     return _fill(parameter, values.reshape(parameter.shape))
@@ -130,8 +157,7 @@ _GAINS = {
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
-    """The factor that keeps the variance through a nonlinearity; `param` is the slope of "leaky_relu" (0.01).
-    """
+    """The factor that keeps the variance through a nonlinearity; `param` is the slope of "leaky_relu" (0.01)."""
     if nonlinearity == "leaky_relu":
         return math.sqrt(2.0 / (1 + (0.01 if param is None else param) ** 2))
     if nonlinearity not in _GAINS:

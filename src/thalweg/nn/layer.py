@@ -1,5 +1,4 @@
-"""What layers share: checked sizes, new parameters, and shape errors that name the layer and the user's line.
-"""
+"""What layers share: checked sizes, new parameters, and shape errors that name the layer and the user's line."""
 
 from __future__ import annotations
 

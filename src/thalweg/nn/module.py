@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from thalweg import types
 from thalweg.errors import ArgumentError, TraceError
 from thalweg.graph import module_scope
 from thalweg.nn.state import check_entries
@@ -60,8 +61,7 @@ _known_paths: weakref.WeakKeyDictionary[Module, tuple[int, dict[int, str]]] = we
 
 
 def structure_changes() -> None:
-    """Note that some module is about to gain or lose a parameter, buffer or module; an error inside a trace.
-    """
+    """Note that some module is about to gain or lose a parameter, buffer or module; an error inside a trace."""
     global _structure
     if tracing():
         raise TraceError(
@@ -82,8 +82,7 @@ class Module:
     training: bool = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The computation of the module; call the module itself, not this method, so that errors can name it.
-        """
+        """The computation of the module; call the module itself, not this method, so that errors can name it."""
         raise NotImplementedError(f"{type(self).__name__} has no forward method; define forward(self, x)")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,14 +158,19 @@ class Module:
             yield module
 
     def named_parameters(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
-        """Path and parameter of everything trainable or frozen; tied parameters once, unless asked otherwise.
-        """
+        """Path and parameter of everything trainable or frozen; tied parameters once, unless asked otherwise."""
         yield from self._named(Parameter, remove_duplicate)
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters, each once: a module's own first, then its children's."""
         for _, parameter in self.named_parameters():
             yield parameter
+
+    def own_parameters(self) -> Iterator[Parameter]:
+        """The parameters that this module holds itself, not those of its children."""
+        for _, found in _leaves(self):
+            if isinstance(found, Parameter):
+                yield found
 
     def named_buffers(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Buffer]]:
         """Path and buffer of everything that is kept but not trained, such as running means."""
@@ -183,7 +187,9 @@ class Module:
             for name, found in _leaves(module):
                 if isinstance(found, kind) and not (remove_duplicate and id(found) in seen):
                     seen.add(id(found))
-                    yield f"{path}.{name}" if path else name, found
+                    full = f"{path}.{name}" if path else name
+                    _label(found, f"{type(self).__name__}.{full}")
+                    yield full, found
 
     # ---- changes to the whole ------------------------------------------------------------------------------
 
@@ -201,8 +207,7 @@ class Module:
         return self.train(False)
 
     def requires_grad_(self: M, requires_grad: bool = True) -> M:
-        """Set `trainable` of every parameter: `requires_grad_(False)` freezes the module; returns the module.
-        """
+        """Set `trainable` of every parameter: `requires_grad_(False)` freezes the module; returns the module."""
         for parameter in self.parameters():
             parameter.trainable = requires_grad
         return self
@@ -211,6 +216,18 @@ class Module:
         """Call `function` with every module, children before parents (to initialise, for example)."""
         for module in reversed(list(self.modules())):
             function(module)
+        return self
+
+    def to(self: M, dtype: Any) -> M:
+        """Convert all floating-point parameters and buffers, in place, to another dtype; returns the module."""
+        if tracing():
+            raise TraceError("to cannot be called inside a compiled function; convert the model before")
+        target = types.dtype(dtype)
+        if not target.is_floating:
+            raise ArgumentError(f"{type(self).__name__}.to needs a floating-point dtype, received {target}")
+        for holder in (*self.parameters(), *self.buffers()):
+            if holder.dtype.is_floating and holder.dtype is not target:
+                holder.convert(target)
         return self
 
     # ---- state ---------------------------------------------------------------------------------------------
@@ -334,6 +351,12 @@ class Module:
         if not lines:
             return f"{name}({extra})"
         return "\n".join([f"{name}(", *(f"  {line}" for line in ([extra] if extra else []) + lines), ")"])
+
+
+def _label(holder: Parameter | Buffer, label: str) -> None:
+    """Name a holder for plans and messages: the longest path from a root that it has been reached by."""
+    if holder.name.count(".") < label.count("."):
+        holder.name = label
 
 
 def _indented(text: str) -> str:

@@ -21,7 +21,7 @@ from thalweg.tensor.state import Buffer
 class _Affine(Module):
     """A layer that may scale and shift what it has normalised: weight begins as 1, bias as 0."""
 
-    eps: float | None
+    eps: Any  # float; None for RMSNorm's default
 
     def _make_affine(self, shape: tuple[int, ...], weight: bool, bias: bool, dtype: Any) -> None:
         self.weight = new_parameter(shape, dtype) if weight else None
@@ -91,7 +91,7 @@ class _BatchNorm(_Affine):
                 self.weight,
                 self.bias,
                 training=use_batch,
-                eps=self.eps,  # type: ignore[arg-type]
+                eps=self.eps,
             )
         momentum: Any = self.momentum
         with no_grad():
@@ -107,7 +107,7 @@ class _BatchNorm(_Affine):
             self.bias,
             training=True,
             momentum=momentum,
-            eps=self.eps,  # type: ignore[arg-type]
+            eps=self.eps,
         )
 
     def extra_repr(self) -> str:
@@ -192,12 +192,11 @@ class LayerNorm(_OverLastAxes):
     def forward(self, x: Any) -> Any:
         return functional.layer_norm(
             self._checked(x), self.normalized_shape, self.weight, self.bias, self.eps
-        )  # type: ignore[arg-type]
+        )
 
 
 class RMSNorm(_OverLastAxes):
-    """Divided by the root mean square over the last axes, of sizes `normalized_shape`, then times `weight`.
-    """
+    """Divided by the root mean square over the last axes, of sizes `normalized_shape`, then times `weight`."""
 
     def __init__(
         self,
@@ -243,7 +242,7 @@ class GroupNorm(_Affine):
                 f"GroupNorm({self.num_groups}, {self.num_channels}) needs an input [batch, channels, ...] with "
                 f"{self.num_channels} channels on axis 1, received shape {tuple(x.shape)}"
             )
-        return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
+        return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
@@ -266,7 +265,7 @@ class _InstanceNorm(_Affine):
                 f"{type(self).__name__}({self.num_features}) needs an input with {self.rank + 2} axes and "
                 f"{self.num_features} channels on axis 1, received shape {tuple(x.shape)}"
             )
-        return functional.instance_norm(x, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
+        return functional.instance_norm(x, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.affine}"

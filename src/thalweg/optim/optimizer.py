@@ -15,6 +15,7 @@ import numpy as np
 
 from thalweg import types
 from thalweg.errors import ArgumentError, TraceError
+from thalweg.graph import module_scope
 from thalweg.nn.state import check_entries
 from thalweg.ops.core import cast
 from thalweg.tensor.gradient import gradient, gradients_where_used, no_grad, release
@@ -207,7 +208,7 @@ class Optimizer:
             raise ArgumentError(
                 f"{len(gradients)} gradients were given for {len(parameters)} trainable parameters"
             )
-        with no_grad():
+        with no_grad(), module_scope(f"{type(self).__name__} update"):
             if self.clip is not None:
                 gradients = list(self.clip(gradients))
             remaining = iter(gradients)
@@ -408,8 +409,7 @@ def require_number(owner: Optimizer, options: Options, name: str, below: float =
 
 
 def slot_dtype(dtype: DType) -> DType:
-    """The element type of slots and of the update's arithmetic: float32, or float64 for float64 parameters.
-    """
+    """The element type of slots and of the update's arithmetic: float32, or float64 for float64 parameters."""
     return types.promote(dtype, types.float32)
 
 

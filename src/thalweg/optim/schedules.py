@@ -49,8 +49,7 @@ class Schedule:
             group["lr"] = rate
 
     def step(self) -> None:
-        """Go on by one step. To be called outside compiled functions, which read the new value by themselves.
-        """
+        """Go on by one step. To be called outside compiled functions, which read the new value by themselves."""
         self.write(self.last_epoch + 1)
         self.last_epoch += 1
 
@@ -198,8 +197,7 @@ class PolynomialLR(Schedule):
 
 
 class CosineAnnealingLR(Schedule):
-    """Half a cosine from the initial rate down to `eta_min` in `T_max` steps (Loshchilov and Hutter, 2017).
-    """
+    """Half a cosine from the initial rate down to `eta_min` in `T_max` steps (Loshchilov and Hutter, 2017)."""
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         _positive("T_max", T_max, "CosineAnnealingLR")

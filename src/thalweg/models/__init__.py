@@ -1,0 +1,8 @@
+"""Networks to use and to read: one file each, written like a user's code."""
+
+from thalweg.models.autoencoder import Autoencoder
+from thalweg.models.lenet import LeNet
+from thalweg.models.mlp import MLP
+from thalweg.models.resnet import BasicBlock, ResNet, resnet18, resnet20, small_resnet
+
+__all__ = ["MLP", "Autoencoder", "BasicBlock", "LeNet", "ResNet", "resnet18", "resnet20", "small_resnet"]
