@@ -50,7 +50,8 @@ def vjp(
 ) -> list[Value | None]:
     """For each of `wrt`, the sum over outputs of cotangent times derivative; None where no path leads to it.
 
-    New nodes go to the current builder and carry the source lines of the nodes that they differentiate.
+    New nodes go to the current builder and carry the source lines and module paths of the nodes that they
+    differentiate; " gradient" behind the path tells texts, plans and drawings what they are.
     """
     gradients: dict[int, Value] = {}
 
@@ -66,7 +67,7 @@ def vjp(
         received = [gradients.get(id(value)) for value in node.outputs]
         if all(gradient is None for gradient in received):
             continue
-        with located(node.where, node.scope):
+        with located(node.where, f"{node.scope} gradient".lstrip()):
             for value, gradient in zip(node.inputs, _node_vjp(node, received), strict=True):
                 accumulate(value, gradient)
     return [gradients.get(id(value)) for value in wrt]
