@@ -1,7 +1,7 @@
 """The text of the C vector library, as the generated programs include it.
 
-In: the names of the mathematical functions that a program calls. Out: C text. Called by whatever writes a program:
-``header()`` comes first in each translation unit, then ``text_for(names)``, then the program's own kernels.
+In: the names of the mathematical functions that a program calls. Out: C text. Called by whatever writes a
+program. ``header()`` comes first in each translation unit, then ``text_for(names)``, then the kernels.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def names() -> frozenset[str]:
 def text_for(names: Collection[str]) -> str:
     """The C text of these functions and of all that they need, in an order that compiles.
 
-    It goes after ``header()``, once in a translation unit. Errors: ``KeyError`` for a name that is not in ``names()``.
+    It goes after ``header()``, once in a translation unit. ``KeyError`` for a name outside ``names()``.
     """
     sections = _sections()
     wanted: set[str] = set()

@@ -242,10 +242,10 @@ static const float tw_tanh_table[7][16] = {
     {-0x1.ae6506p-10f, 0x1.0842eap-10f, 0x1.d96be2p-14f, -0x1.f6ab26p-14f, -0x1.226c6p-15f, 0x1.2160b6p-21f, 0x1.0e4daap-17f, 0x1.113ef8p-19f,
      -0x1.c46582p-21f, -0x1.13f40ap-19f, -0x1.d367c6p-19f, 0x1.7a69dcp-21f, -0x1.124a5cp-19f, 0x1.09ba6ep-19f, -0x1.facb96p-20f, -0x1.e2dee2p-20f},
 };
-/* Hyperbolic tangent: 2.5 ulp; exactly 1 from 9.05 on. */
+/* Hyperbolic tangent: 2.5 ulp; exactly 1 from 9.05 on, as the product at the limit is. */
 TW_INLINE f32x16 tanh_f32(f32x16 x) {
     i32x16 i;
-    f32x16 a = minimum_f32(absolute_f32(x), F32(9.05f)), r = tw_piece_f32(a, 0x1.b62b9p0f, &i);
+    f32x16 a = minimum_f32(absolute_f32(x), F32(0x1.219998p3f)), r = tw_piece_f32(a, 0x1.b62b9p0f, &i);
     f32x16 p = fma_f32(tw_lookup_f32(tw_tanh_table[6], i), r, tw_lookup_f32(tw_tanh_table[5], i));
     p = fma_f32(p, r, tw_lookup_f32(tw_tanh_table[4], i));
     p = fma_f32(p, r, tw_lookup_f32(tw_tanh_table[3], i));
@@ -271,7 +271,7 @@ static const float tw_erf_table[6][16] = {
     {-0x1.89bd3ep-13f, -0x1.4763a6p-15f, -0x1.b689cp-15f, -0x1.46bbe8p-15f, -0x1.78fbf8p-17f, 0x1.67d35p-17f, 0x1.35aa76p-16f, 0x1.067b8p-16f,
      0x1.186552p-17f, 0x1.7bebb8p-19f, 0x1.69ddp-23f, -0x1.a53ffep-21f, -0x1.0d59b4p-20f, -0x1.9c4376p-21f, -0x1.3c163p-21f, -0x1.4a580ep-22f},
 };
-/* Error function: 2.5 ulp; exactly 1 from 3.95 on. */
+/* Error function: 2.5 ulp; exactly 1 from 3.95 on, as the product at the limit is. */
 TW_INLINE f32x16 erf_f32(f32x16 x) {
     i32x16 i;
     f32x16 a = minimum_f32(absolute_f32(x), F32(3.95f)), r = tw_piece_f32(a, 0x1.f5f456p1f, &i);
@@ -386,7 +386,7 @@ TW_CALL f64x16 erf_f64(f64x16 x) {
 TW_CALL f64x16 gelu_erf_f64(f64x16 x) {
     x = maximum_f64(x, F64(-40));
     f64x16 half = multiply_f64(x, F64(0.5));
-    return fma_f64(half, erf_f64(multiply_f64(x, F64(0x1.6a09e667f3bcdp-1))), half);
+    return multiply_f64(half, add_f64(F64(1), erf_f64(multiply_f64(x, F64(0x1.6a09e667f3bcdp-1)))));
 }
 
 /* @section tw_reduce_f64 needs: tw_base */
@@ -667,19 +667,25 @@ TW_CALL f64x16 pow_f64(f64x16 x, f64x16 y) {
 
 /* @section philox4x32 needs: */
 /* Ten rounds of Philox-4x32 (Salmon and others 2011, Random123) on 16 counters at once: counter[0..3] becomes random words. */
-TW_INLINE u32x16 tw_multiply_u32(u32x16 a, uint32_t factor, u32x16 *high) {
-    u32x16 low = multiply_u32(a, broadcast_u32(factor));
 #if TW_AVX512 && !defined __clang__
-    tw_v16si f = (tw_v16si)broadcast_u32(factor);
-    u64_part none = {0}, up = none + 32;
-    u64_part even = (u64_part)__builtin_ia32_pmuludq512_mask((tw_v16si)a, f, (tw_v8di)none, (uint8_t)-1);
-    u64_part odd = (u64_part)__builtin_ia32_pmuludq512_mask((tw_v16si)((u64_part)a >> up), f, (tw_v8di)none, (uint8_t)-1);
-    *high = (u32x16)((even >> up) | (odd & ~(none + 0xffffffff)));
+#define TW_EVEN_PRODUCTS(a, b) (u64_part)__builtin_ia32_pmuludq512_mask((tw_v16si)(a), (tw_v16si)(b), (tw_v8di){0}, (uint8_t)-1)
+#elif TW_AVX2 && !defined __clang__
+#define TW_EVEN_PRODUCTS(a, b) (u64_part)__builtin_ia32_pmuludq256((i32_part)(a), (i32_part)(b))
+#elif TW_SSE2 && !defined __clang__
+#define TW_EVEN_PRODUCTS(a, b) (u64_part)__builtin_ia32_pmuludq128((i32_part)(a), (i32_part)(b))
 #else
-    u64x16 product = multiply_u64(convert_u32_to_u64(a), broadcast_u64(factor));
-    *high = convert_u64_to_u32(right_shift_u64(product, broadcast_u64(32)));
+#define TW_EVEN_PRODUCTS(a, b) ((u64_part)(a) & ((u64_part){0} + 0xffffffff)) * ((u64_part)(b) & ((u64_part){0} + 0xffffffff))
 #endif
-    return low;
+TW_INLINE u32_part tw_upper_product_u32(u32_part a, u32_part b) {
+    u64_part up = (u64_part){0} + 32, low = (u64_part){0} + 0xffffffff;
+    u64_part even = TW_EVEN_PRODUCTS(a, b), odd = TW_EVEN_PRODUCTS((u64_part)a >> up, b);
+    return (u32_part)((even >> up) | (odd & ~low));
+}
+#define TW_UPPER_PRODUCT(t, a, b) tw_upper_product_u32(a, b)
+TW_INLINE u32x16 tw_multiply_u32(u32x16 a, uint32_t factor, u32x16 *high) {
+    u32x16 b = broadcast_u32(factor);
+    *high = TW_MAP2(32, u32, u32, TW_UPPER_PRODUCT, a, b);
+    return multiply_u32(a, b);
 }
 TW_INLINE void philox4x32(u32x16 counter[4], const u32x16 key[2]) {
     u32x16 k0 = key[0], k1 = key[1], c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
@@ -711,3 +717,119 @@ TW_INLINE f64x16 uniform_f64(u32x16 upper, u32x16 lower) {
     f64x16 b = convert_i32_to_f64(convert_u32_to_i32(right_shift_u32(lower, broadcast_u32(6))));
     return multiply_f64(fma_f64(a, broadcast_f64(0x1p26), b), broadcast_f64(0x1p-53));
 }
+
+/* @section tw_fmod_f64 needs: tw_base */
+/* The exact rest of a / b with the sign of a, as C's fmod. */
+TW_COLD double tw_fmod_scalar_f64(double a, double b) {
+    double rest = a < 0 ? -a : a, size = b < 0 ? -b : b, step = size;
+    if (a - a != 0 || b != b || b == 0) return __builtin_nan("");
+    while (step <= rest * 0.5) step *= 2;
+    /* rest < 2 step: every difference is exact (Sterbenz) */
+    for (; step >= size && rest >= size; step *= 0.5)
+        if (rest >= step) rest -= step;
+    return __builtin_signbit(a) ? -rest : rest;
+}
+TW_INLINE f64x16 tw_fmod_f64(f64x16 a, f64x16 b) {
+    f64x16 x = absolute_f64(a), y = absolute_f64(b), q = trunc_f64(divide_f64(x, y));
+    /* q is right or one too large; then the rest is negative. Both sums are exact while q < 2^53. */
+    f64x16 rest = fma_f64(negative_f64(q), y, x);
+    rest = copysign_f64(select_f64(less_f64(rest, F64(0)), add_f64(rest, y), rest), a);
+    m64x16 easy = bitwise_and_i64(less_f64(q, F64(0x1p53)), is_finite_f64(y));
+    if (__builtin_expect(!all_i64(easy), 0)) {
+        f64_lanes n = {a}, d = {b}, r = {rest};
+        uint32_t hard = ~mask_bits_i64(easy);
+        for (int i = 0; i < 16; i++)
+            if (hard >> i & 1) r.lane[i] = tw_fmod_scalar_f64(n.lane[i], d.lane[i]);
+        rest = r.whole;
+    }
+    return rest;
+}
+
+/* @section tw_fmod_f32 needs: tw_fmod_f64 */
+TW_INLINE f32x16 tw_fmod_f32(f32x16 a, f32x16 b) {
+    return convert_f64_to_f32(tw_fmod_f64(convert_f32_to_f64(a), convert_f32_to_f64(b)));
+}
+
+/* @section remainder_f32 needs: tw_fmod_f32 */
+/* a - b floor(a / b), exact but for one rounding when the signs differ; zero has the sign of b (np.remainder). */
+TW_CALL f32x16 remainder_f32(f32x16 a, f32x16 b) {
+    f32x16 rest = tw_fmod_f32(a, b), zero = F32(0);
+    m32x16 differ = bitwise_xor_i32(less_f32(b, zero), less_f32(rest, zero));
+    f32x16 r = select_f32(differ, add_f32(rest, b), rest);
+    return select_f32(equal_f32(rest, zero), copysign_f32(zero, b), r);
+}
+
+/* @section floor_divide_f32 needs: tw_fmod_f32 */
+/* floor(a / b) from the exact remainder (np.floor_divide); a / b when b is 0. */
+TW_CALL f32x16 floor_divide_f32(f32x16 a, f32x16 b) {
+    f32x16 rest = tw_fmod_f32(a, b), zero = F32(0), quotient = divide_f32(a, b);
+    m32x16 differ = bitwise_and_i32(not_equal_f32(rest, zero), bitwise_xor_i32(less_f32(b, zero), less_f32(rest, zero)));
+    f32x16 q = subtract_f32(divide_f32(subtract_f32(a, rest), b), select_f32(differ, F32(1), zero)), down = floor_f32(q);
+    down = add_f32(down, select_f32(less_f32(F32(0.5), subtract_f32(q, down)), F32(1), zero));
+    down = select_f32(equal_f32(q, zero), copysign_f32(zero, quotient), down);
+    return select_f32(equal_f32(b, zero), quotient, down);
+}
+
+/* @section remainder_f64 needs: tw_fmod_f64 */
+/* a - b floor(a / b), exact but for one rounding when the signs differ; zero has the sign of b (np.remainder). */
+TW_CALL f64x16 remainder_f64(f64x16 a, f64x16 b) {
+    f64x16 rest = tw_fmod_f64(a, b), zero = F64(0);
+    m64x16 differ = bitwise_xor_i64(less_f64(b, zero), less_f64(rest, zero));
+    f64x16 r = select_f64(differ, add_f64(rest, b), rest);
+    return select_f64(equal_f64(rest, zero), copysign_f64(zero, b), r);
+}
+
+/* @section floor_divide_f64 needs: tw_fmod_f64 */
+/* floor(a / b) from the exact remainder (np.floor_divide); a / b when b is 0. */
+TW_CALL f64x16 floor_divide_f64(f64x16 a, f64x16 b) {
+    f64x16 rest = tw_fmod_f64(a, b), zero = F64(0), quotient = divide_f64(a, b);
+    m64x16 differ = bitwise_and_i64(not_equal_f64(rest, zero), bitwise_xor_i64(less_f64(b, zero), less_f64(rest, zero)));
+    f64x16 q = subtract_f64(divide_f64(subtract_f64(a, rest), b), select_f64(differ, F64(1), zero)), down = floor_f64(q);
+    down = add_f64(down, select_f64(less_f64(F64(0.5), subtract_f64(q, down)), F64(1), zero));
+    down = select_f64(equal_f64(q, zero), copysign_f64(zero, quotient), down);
+    return select_f64(equal_f64(b, zero), quotient, down);
+}
+
+/* @section tw_power_integer needs: */
+/* a^n modulo 2^width by squaring. A negative n gives the whole part of 1 / a^-n: 0 unless a is 1 or -1, and 0 for a = 0. */
+#define TW_POWER_INTEGER(t)                                                                        \
+    TW_CALL_INTEGER t##x16 pow_##t(t##x16 a, t##x16 n) {                                           \
+        t##_lanes x = {a}, y = {n};                                                                \
+        for (int i = 0; i < 16; i++) {                                                             \
+            uint64_t base = (uint64_t)x.lane[i], power = 1, left = (uint64_t)y.lane[i];            \
+            if (y.lane[i] < (t)1 && y.lane[i] != 0) {                                              \
+                if (x.lane[i] != (t)1 && x.lane[i] != (t)-1) base = 0;                             \
+                left &= 1;                                                                         \
+                left += 2;                                                                         \
+            }                                                                                      \
+            for (; left; left >>= 1, base *= base)                                                 \
+                if (left & 1) power *= base;                                                       \
+            x.lane[i] = (t)power;                                                                  \
+        }                                                                                          \
+        return x.whole;                                                                            \
+    }
+#define TW_CALL_INTEGER static __attribute__((noinline, unused))
+
+/* @section pow_i8 needs: tw_power_integer */
+TW_POWER_INTEGER(i8)
+
+/* @section pow_i16 needs: tw_power_integer */
+TW_POWER_INTEGER(i16)
+
+/* @section pow_i32 needs: tw_power_integer */
+TW_POWER_INTEGER(i32)
+
+/* @section pow_i64 needs: tw_power_integer */
+TW_POWER_INTEGER(i64)
+
+/* @section pow_u8 needs: tw_power_integer */
+TW_POWER_INTEGER(u8)
+
+/* @section pow_u16 needs: tw_power_integer */
+TW_POWER_INTEGER(u16)
+
+/* @section pow_u32 needs: tw_power_integer */
+TW_POWER_INTEGER(u32)
+
+/* @section pow_u64 needs: tw_power_integer */
+TW_POWER_INTEGER(u64)

@@ -370,8 +370,7 @@ TW_MASKED(f64, 64, upd512, f64_part, uint8_t)
     TW_INLINE t##_part tw_more_part_##t(t##_part a, t##_part b) { return TW_SELECT(t, a < b, b, a); } \
     TW_REDUCE(min, t, w, TW_LESS_OF)                                                               \
     TW_REDUCE(max, t, w, TW_MORE_OF)                                                               \
-    TW_SHIFTS(t, w)                                                                                \
-    TW_DIVISION(t, w)
+    TW_SHIFTS(t, w)
 #define TW_LESS_OF(t, a, b) tw_less_part_##t(a, b)
 #define TW_MORE_OF(t, a, b) tw_more_part_##t(a, b)
 
@@ -390,22 +389,6 @@ TW_MASKED(f64, 64, upd512, f64_part, uint8_t)
     TW_INLINE t##x16 right_shift_##t(t##x16 a, t##x16 count) { return TW_MAP2(w, t, t, TW_RIGHT_SHIFT, a, count); }
 #define TW_LEFT_SHIFT(t, a, b) tw_left_shift_part_##t(a, b)
 #define TW_RIGHT_SHIFT(t, a, b) tw_right_shift_part_##t(a, b)
-
-/* Integer division rounds down, the remainder has the divisor's sign (Python, NumPy). By zero: both 0; min / -1 wraps. */
-#define TW_DIVISION(t, w)                                                                          \
-    TW_INLINE t##x16 floor_divide_##t(t##x16 a, t##x16 b) {                                        \
-        t##_lanes x = {a}, y = {b};                                                                \
-        for (int i = 0; i < 16; i++) {                                                             \
-            t n = x.lane[i], d = y.lane[i];                                                        \
-            if (d == 0) x.lane[i] = 0;                                                             \
-            else if (d == (t)-1 && (t)-1 < (t)1) x.lane[i] = (t)(0 - (t##_word)n);                 \
-            else x.lane[i] = (t)(n / d - (n % d != 0 && (n < (t)1) != (d < (t)1)));                \
-        }                                                                                          \
-        return x.whole;                                                                           \
-    }                                                                                              \
-    TW_INLINE t##x16 remainder_##t(t##x16 a, t##x16 b) {                                           \
-        return select_##t(equal_##t(b, broadcast_##t(0)), b, subtract_##t(a, multiply_##t(floor_divide_##t(a, b), b))); \
-    }
 
 TW_INTEGER(i8, 8)
 TW_INTEGER(u8, 8)
@@ -917,6 +900,118 @@ TW_VIA(f32, f64, i64)
 TW_VIA(f32, f64, u32)
 TW_VIA(f32, f64, u64)
 
+/* ---- Booleans. In memory one byte: read, every byte but 0 is true; written, 0 or 1. In registers m8x16, 0 / -1. ---- */
+TW_INLINE m8x16 load_bool(const uint8_t *pointer) { return not_equal_u8(load_u8(pointer), broadcast_u8(0)); }
+TW_INLINE void store_bool(uint8_t *pointer, m8x16 v) { store_u8(pointer, convert_i8_to_u8(negative_i8(v))); }
+TW_INLINE m8x16 load_partial_bool(const uint8_t *pointer, int n) { return not_equal_u8(load_partial_u8(pointer, n), broadcast_u8(0)); }
+TW_INLINE void store_partial_bool(uint8_t *pointer, m8x16 v, int n) { store_partial_u8(pointer, convert_i8_to_u8(negative_i8(v)), n); }
+TW_INLINE m8x16 load_strided_bool(const uint8_t *base, int64_t stride) { return not_equal_u8(load_strided_u8(base, stride), broadcast_u8(0)); }
+TW_INLINE m8x16 gather_bool(const uint8_t *base, i32x16 index) { return not_equal_u8(gather_u8(base, index), broadcast_u8(0)); }
+TW_INLINE m8x16 gather_wide_bool(const uint8_t *base, i64x16 index) { return not_equal_u8(gather_wide_u8(base, index), broadcast_u8(0)); }
+
+/* Bit i of the result: lane i of the mask. */
+#if TW_AVX512
+TW_INLINE uint32_t mask_bits_i8(m8x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtb2mask128((tw_v16qi)m); }
+TW_INLINE uint32_t mask_bits_i16(m16x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtw2mask256((tw_v16hi)m); }
+TW_INLINE uint32_t mask_bits_i32(m32x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtd2mask512((tw_v16si)m); }
+TW_INLINE uint32_t mask_bits_i64(m64x16 m) {
+    return (uint32_t)(uint8_t)__builtin_ia32_cvtq2mask512((tw_v8di)m.p[0]) | (uint32_t)(uint8_t)__builtin_ia32_cvtq2mask512((tw_v8di)m.p[1]) << 8;
+}
+#else
+#if TW_AVX2 || TW_SSE2
+typedef char tw_bytes __attribute__((vector_size(16)));
+TW_INLINE uint32_t mask_bits_i8(m8x16 m) { return (uint32_t)__builtin_ia32_pmovmskb128((tw_bytes)m); }
+#else
+TW_INLINE uint32_t mask_bits_i8(m8x16 m) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; i++) bits |= (uint32_t)(m[i] & 1) << i;
+    return bits;
+}
+#endif
+TW_INLINE uint32_t mask_bits_i16(m16x16 m) { return mask_bits_i8(convert_i16_to_i8(m)); }
+#if TW_AVX2
+TW_INLINE uint32_t mask_bits_i32(m32x16 m) {
+    return (uint32_t)(__builtin_ia32_movmskps256((f32_part)m.p[0]) | __builtin_ia32_movmskps256((f32_part)m.p[1]) << 8);
+}
+TW_INLINE uint32_t mask_bits_i64(m64x16 m) {
+    return (uint32_t)(__builtin_ia32_movmskpd256((f64_part)m.p[0]) | __builtin_ia32_movmskpd256((f64_part)m.p[1]) << 4 |
+                      __builtin_ia32_movmskpd256((f64_part)m.p[2]) << 8 | __builtin_ia32_movmskpd256((f64_part)m.p[3]) << 12);
+}
+#else
+TW_INLINE uint32_t mask_bits_i32(m32x16 m) { return mask_bits_i8(convert_i32_to_i8(m)); }
+TW_INLINE uint32_t mask_bits_i64(m64x16 m) { return mask_bits_i8(convert_i64_to_i8(m)); }
+#endif
+#endif
+/* Lanes i < n as a mask; whether any / all lanes are true (0 or 1). */
+#define TW_MASK(t)                                                                                 \
+    TW_INLINE t##x16 first_lanes_##t(int n) { return less_##t(iota_##t(), broadcast_##t((t)n)); }  \
+    TW_INLINE int any_##t(t##x16 mask) { return mask_bits_##t(mask) != 0; }                        \
+    TW_INLINE int all_##t(t##x16 mask) { return mask_bits_##t(mask) == 0xffff; }
+TW_MASK(i8)
+TW_MASK(i16)
+TW_MASK(i32)
+TW_MASK(i64)
+
+/* ---- Integer division: the quotient rounds down, the remainder has the divisor's sign (Python, NumPy). By zero both are 0;
+ * the most negative number / -1 wraps. The floating-point quotient rounds to the right side of every whole number as
+ * long as the dividend has fewer digits than the format. ---- */
+#define TW_DIVIDE_SHORT(t)                                                                         \
+    TW_INLINE t##x16 floor_divide_##t(t##x16 a, t##x16 b) {                                        \
+        return convert_f32_to_##t(floor_f32(divide_f32(convert_##t##_to_f32(a), convert_##t##_to_f32(b)))); \
+    }
+TW_DIVIDE_SHORT(i8)
+TW_DIVIDE_SHORT(u8)
+TW_DIVIDE_SHORT(i16)
+TW_DIVIDE_SHORT(u16)
+TW_INLINE i32x16 floor_divide_i32(i32x16 a, i32x16 b) {
+    i32x16 q = convert_f64_to_i32(floor_f64(divide_f64(convert_i32_to_f64(a), convert_i32_to_f64(b))));
+    return select_i32(equal_i32(b, broadcast_i32(0)), b, q);
+}
+TW_INLINE u32x16 floor_divide_u32(u32x16 a, u32x16 b) {
+    f64x16 q = floor_f64(divide_f64(convert_u32_to_f64(a), convert_u32_to_f64(b)));
+    u32x16 low = convert_i64_to_u32(bits_of_f64(add_f64(q, broadcast_f64(0x1p52))));
+    return select_u32(equal_u32(b, broadcast_u32(0)), b, low);
+}
+#define TW_DIVIDE_LONG(t)                                                                          \
+    TW_COLD t##x16 tw_divide_lanes_##t(t##x16 a, t##x16 b) {                                       \
+        t##_lanes x = {a}, y = {b};                                                                \
+        for (int i = 0; i < 16; i++) {                                                             \
+            t n = x.lane[i], d = y.lane[i];                                                        \
+            if (d == 0) x.lane[i] = 0;                                                             \
+            else if (d == (t)-1 && (t)-1 < (t)1) x.lane[i] = (t)(0 - (t##_word)n);                 \
+            else x.lane[i] = n / d - (n % d != 0 && (n < (t)1) != (d < (t)1));                     \
+        }                                                                                          \
+        return x.whole;                                                                            \
+    }                                                                                              \
+    TW_INLINE t##x16 floor_divide_##t(t##x16 a, t##x16 b) {                                        \
+        /* -2^50 <= a, b < 2^50 and b not 0: adding 1.5 2^52 writes the number into the digits of a double */ \
+        t##x16 magic = broadcast_##t(0x4338000000000000), half = broadcast_##t((t)-1 < (t)1 ? (t)1 << 50 : 0); \
+        u64x16 limit = broadcast_u64(1ull << 51);                                                  \
+        m64x16 easy = bitwise_and_i64(less_u64(TW_MAP1(64, t, u64, TW_CAST, add_##t(a, half)), limit), \
+                                      less_u64(TW_MAP1(64, t, u64, TW_CAST, add_##t(b, half)), limit)); \
+        easy = bitwise_and_i64(easy, not_equal_##t(b, broadcast_##t(0)));                          \
+        if (__builtin_expect(!all_i64(easy), 0)) return tw_divide_lanes_##t(a, b);                 \
+        f64x16 x = TW_MAP1(64, t, f64, TW_CAST, add_##t(a, magic)), y = TW_MAP1(64, t, f64, TW_CAST, add_##t(b, magic)); \
+        f64x16 digits = broadcast_f64(0x1.8p52);                                                   \
+        f64x16 q = add_f64(floor_f64(divide_f64(subtract_f64(x, digits), subtract_f64(y, digits))), digits); \
+        return subtract_##t(TW_MAP1(64, f64, t, TW_CAST, q), magic);                               \
+    }
+TW_DIVIDE_LONG(i64)
+TW_DIVIDE_LONG(u64)
+#define TW_REMAINDER(t)                                                                            \
+    TW_INLINE t##x16 remainder_##t(t##x16 a, t##x16 b) {                                           \
+        t##x16 rest = subtract_##t(a, multiply_##t(floor_divide_##t(a, b), b));                    \
+        return select_##t(equal_##t(b, broadcast_##t(0)), b, rest);                                \
+    }
+TW_REMAINDER(i8)
+TW_REMAINDER(u8)
+TW_REMAINDER(i16)
+TW_REMAINDER(u16)
+TW_REMAINDER(i32)
+TW_REMAINDER(u32)
+TW_REMAINDER(i64)
+TW_REMAINDER(u64)
+
 /* ---- float16 and bfloat16 in memory: 16 bits each. Stores round to nearest even, keep NaN (quiet), overflow to infinity. ---- */
 #if TW_AVX512
 TW_INLINE f32x16 convert_f16_to_f32(u16x16 v) {
@@ -970,58 +1065,6 @@ TW_INLINE u16x16 convert_f32_to_bf16(f32x16 v) {
     TW_INLINE f32x16 gather_wide_##t(const uint16_t *base, i64x16 index) { return convert_##t##_to_f32(gather_wide_u16(base, index)); }
 TW_SHORT_FLOAT(f16)
 TW_SHORT_FLOAT(bf16)
-
-/* ---- Booleans. In memory one byte: read, every byte but 0 is true; written, 0 or 1. In registers m8x16, 0 / -1. ---- */
-TW_INLINE m8x16 load_bool(const uint8_t *pointer) { return not_equal_u8(load_u8(pointer), broadcast_u8(0)); }
-TW_INLINE void store_bool(uint8_t *pointer, m8x16 v) { store_u8(pointer, convert_i8_to_u8(negative_i8(v))); }
-TW_INLINE m8x16 load_partial_bool(const uint8_t *pointer, int n) { return not_equal_u8(load_partial_u8(pointer, n), broadcast_u8(0)); }
-TW_INLINE void store_partial_bool(uint8_t *pointer, m8x16 v, int n) { store_partial_u8(pointer, convert_i8_to_u8(negative_i8(v)), n); }
-TW_INLINE m8x16 load_strided_bool(const uint8_t *base, int64_t stride) { return not_equal_u8(load_strided_u8(base, stride), broadcast_u8(0)); }
-TW_INLINE m8x16 gather_bool(const uint8_t *base, i32x16 index) { return not_equal_u8(gather_u8(base, index), broadcast_u8(0)); }
-TW_INLINE m8x16 gather_wide_bool(const uint8_t *base, i64x16 index) { return not_equal_u8(gather_wide_u8(base, index), broadcast_u8(0)); }
-
-/* Bit i of the result: lane i of the mask. */
-#if TW_AVX512
-TW_INLINE uint32_t mask_bits_i8(m8x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtb2mask128((tw_v16qi)m); }
-TW_INLINE uint32_t mask_bits_i16(m16x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtw2mask256((tw_v16hi)m); }
-TW_INLINE uint32_t mask_bits_i32(m32x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtd2mask512((tw_v16si)m); }
-TW_INLINE uint32_t mask_bits_i64(m64x16 m) {
-    return (uint32_t)(uint8_t)__builtin_ia32_cvtq2mask512((tw_v8di)m.p[0]) | (uint32_t)(uint8_t)__builtin_ia32_cvtq2mask512((tw_v8di)m.p[1]) << 8;
-}
-#else
-#if TW_AVX2 || TW_SSE2
-typedef char tw_bytes __attribute__((vector_size(16)));
-TW_INLINE uint32_t mask_bits_i8(m8x16 m) { return (uint32_t)__builtin_ia32_pmovmskb128((tw_bytes)m); }
-#else
-TW_INLINE uint32_t mask_bits_i8(m8x16 m) {
-    uint32_t bits = 0;
-    for (int i = 0; i < 16; i++) bits |= (uint32_t)(m[i] & 1) << i;
-    return bits;
-}
-#endif
-TW_INLINE uint32_t mask_bits_i16(m16x16 m) { return mask_bits_i8(convert_i16_to_i8(m)); }
-#if TW_AVX2
-TW_INLINE uint32_t mask_bits_i32(m32x16 m) {
-    return (uint32_t)(__builtin_ia32_movmskps256((f32_part)m.p[0]) | __builtin_ia32_movmskps256((f32_part)m.p[1]) << 8);
-}
-TW_INLINE uint32_t mask_bits_i64(m64x16 m) {
-    return (uint32_t)(__builtin_ia32_movmskpd256((f64_part)m.p[0]) | __builtin_ia32_movmskpd256((f64_part)m.p[1]) << 4 |
-                      __builtin_ia32_movmskpd256((f64_part)m.p[2]) << 8 | __builtin_ia32_movmskpd256((f64_part)m.p[3]) << 12);
-}
-#else
-TW_INLINE uint32_t mask_bits_i32(m32x16 m) { return mask_bits_i8(convert_i32_to_i8(m)); }
-TW_INLINE uint32_t mask_bits_i64(m64x16 m) { return mask_bits_i8(convert_i64_to_i8(m)); }
-#endif
-#endif
-/* Lanes i < n as a mask; whether any / all lanes are true (0 or 1). */
-#define TW_MASK(t)                                                                                 \
-    TW_INLINE t##x16 first_lanes_##t(int n) { return less_##t(iota_##t(), broadcast_##t((t)n)); }  \
-    TW_INLINE int any_##t(t##x16 mask) { return mask_bits_##t(mask) != 0; }                        \
-    TW_INLINE int all_##t(t##x16 mask) { return mask_bits_##t(mask) == 0xffff; }
-TW_MASK(i8)
-TW_MASK(i16)
-TW_MASK(i32)
-TW_MASK(i64)
 
 /* ---- Transpose of a 16 x 16 block in registers: lane j of row[i] becomes lane i of row[j]. ---- */
 #if TW_LANES_32 == 16
