@@ -71,7 +71,7 @@ def test_tensor_copies_and_asarray_shares():
         ([[1.0, 2.0], [3.0]], ShapeError, "rows of equal length"),
         (1j, DTypeError, "complex"),
         (2**70, DTypeError, "64 bits"),
-        ([2**70], DTypeError, "int64"),
+        ([2**70], DTypeError, "64 bits"),
         ([object()], DTypeError, "numbers"),
     ],
 )

@@ -21,6 +21,7 @@ import numpy as np
 from thalweg.graph.build import is_library
 from thalweg.graph.core import digest
 from thalweg.tensor.tensor import Tensor
+from thalweg.types import DType
 
 _MISSING = object()
 _DEEPEST = 6  # levels of containers and objects inside each other
@@ -72,6 +73,13 @@ def _is_plain_object(item: Any) -> bool:
     if isinstance(item, (Tensor, type, python.ModuleType, python.FunctionType)) or is_module_like(item):
         return False
     return hasattr(item, "__dict__") and is_user_class(type(item))
+
+
+def _is_fixed(item: Any) -> bool:
+    """Whether an object can never change: then whoever refers to it is guarded, not the object."""
+    if type(item) in (tuple, frozenset):
+        return all(_is_fixed(part) for part in item)
+    return type(item) in _PLAIN or isinstance(item, DType)
 
 
 def is_module_like(item: Any) -> bool:
@@ -232,6 +240,8 @@ class _Walk:
 
     def contents(self, label: str, item: Any, around: int) -> None:
         """The parts of a container or plain object; one snapshot of the outermost covers them."""
+        if _is_fixed(item):
+            return
         parts: Iterable[Any] = ()
         if isinstance(item, (list, tuple, dict, set, frozenset)):
             parts = item.values() if isinstance(item, dict) else item

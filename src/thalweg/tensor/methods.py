@@ -272,6 +272,8 @@ class Methods:
 
     def clip(self, min: Any = None, max: Any = None) -> Any:
         """Values below `min` raised to it, values above `max` lowered to it; None: no bound."""
+        if min is None and max is None:
+            raise ArgumentError("clip needs min or max")
         return function("clip")(self, min, max)
 
     clamp = clip

@@ -64,33 +64,26 @@ def _numbers(data: Any) -> Array:
 
 def _nested(data: Sequence[Any]) -> Array:
     """A nested list: Python floats become float32, arrays and tensors inside keep their dtype."""
-    leaves: list[Any] = []
-    plain = _collect(data, leaves)
-    items = data if plain else _as_arrays(data)
+    plain = _is_plain(data)
     try:
-        array = np.asarray(items)
+        array = np.asarray(data if plain else _as_arrays(data))
     except ValueError:
         raise ShapeError(
             f"a nested list must have rows of equal length to become a tensor, received {data!r:.80}"
         ) from None
-    except OverflowError:
-        raise DTypeError(f"an integer in {data!r:.60} does not fit into int64") from None
     if array.dtype.kind not in "biufV":
-        raise DTypeError(f"a tensor is made of numbers, received {data!r:.80}")
+        reason = "; an integer does not fit into 64 bits" if plain else ""
+        raise DTypeError(f"a tensor is made of numbers, received {data!r:.80}{reason}")
     if plain and (array.dtype == np.float64 or array.size == 0):
         return array.astype(np.float32)
     return array.astype(np.int64) if plain and array.dtype.kind == "i" else array
 
 
-def _collect(data: Sequence[Any], leaves: list[Any]) -> bool:
-    """Whether all leaves are Python numbers."""
-    for item in data:
-        if isinstance(item, (list, tuple)):
-            if not _collect(item, leaves):
-                return False
-        elif isinstance(item, (Tensor, np.ndarray, np.generic)) or hasattr(item, "__array__"):
-            return False
-    return True
+def _is_plain(data: Sequence[Any]) -> bool:
+    """Whether all leaves of a nested list are Python numbers."""
+    return all(
+        _is_plain(item) if isinstance(item, (list, tuple)) else type(item) in (bool, int, float) for item in data
+    )
 
 
 def _as_arrays(data: Any) -> Any:
