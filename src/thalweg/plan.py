@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import numpy as np
+
 from thalweg.errors import GraphError
 from thalweg.graph import Graph, Node, Value
+from thalweg.ops.sources import Constant
 from thalweg.types import Span, Type
 
 LANES = 16  # virtual lanes of every vector, whatever the instruction set
@@ -28,8 +31,8 @@ class Support:
     pulled: frozenset[str] = frozenset()  # computed element by element inside a reader's loops
     looping: frozenset[str] = frozenset()  # anchors whose operands may be pulled into their loops
     epilogue: frozenset[str] = frozenset()  # anchors that take elementwise readers of their result along
-    lanes: frozenset[str] = frozenset()  # anchors that can run on a batch block, one sample per lane
-    workspace: Callable[[Kernel, int], int] = lambda kernel, block: 0  # bytes of scratch that a kernel needs
+    lanes: Callable[[Node], bool] = lambda anchor: False  # can it run on a batch block, one sample per lane?
+    workspace: Callable[[Kernel, int, Target], int] = lambda kernel, block, target: 0  # bytes of scratch of a kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,15 @@ class Plan:
                 seen[id(buffer)] = buffer
         return list(seen.values())
 
+    def constant_arrays(self) -> list[np.ndarray[Any, Any]]:
+        """The arrays behind `constants`."""
+        by_buffer: dict[int, np.ndarray[Any, Any]] = {}
+        for node in self.graph.nodes:
+            if isinstance(node.op, Constant):
+                for buffer in self.buffers.get(id(node.outputs[0]), ()):
+                    by_buffer[id(buffer)] = node.op.value
+        return [by_buffer[id(buffer)] for buffer in self.constants]
+
     @property
     def kernels(self) -> list[Kernel]:
         return [kernel for phase in self.phases for kernel in phase.kernels]
@@ -280,7 +292,7 @@ def check(plan: Plan) -> None:
 
 
 def _check_arena(buffers: Iterable[Buffer], size: int, what: str) -> None:
-    listed = sorted(buffers, key=lambda b: b.offset)
+    listed = sorted((b for b in buffers if b.nbytes), key=lambda b: b.offset)
     for index, buffer in enumerate(listed):
         if buffer.offset % ALIGNMENT or buffer.offset + buffer.total > size:
             raise GraphError(f"{what}: {buffer.name} at {buffer.offset} with {buffer.total} bytes lies outside {size}")

@@ -100,7 +100,7 @@ class Index:
         """The index as a C expression of 64-bit integers."""
         parts: list[str] = []
         for atom, c in self.terms:
-            name = atom if isinstance(atom, str) else f"({atom.inner.text()} {atom.kind} {atom.divisor})"
+            name = atom if isinstance(atom, str) else f"(({atom.inner.text()}) {atom.kind} {atom.divisor})"
             parts.append(name if c == 1 else f"{c} * {name}")
         if self.constant or not parts:
             parts.append(str(self.constant))
@@ -174,6 +174,8 @@ def reshape_index(indices: Sequence[Index], old: Sequence[int], new: Sequence[in
 
     Groups of axes with equal products are handled apart, so that an axis which both shapes have keeps its index.
     """
+    if 0 in old or 0 in new:
+        return (Index(),) * len(new)  # there is no element to find
     result: list[Index] = []
     i = j = 0
     while i < len(old) or j < len(new):

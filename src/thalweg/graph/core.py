@@ -7,7 +7,6 @@ There is no implicit broadcasting or promotion, nothing in place, no view and no
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -287,6 +286,9 @@ class Op:
         """The key without anything that differs between processes."""
         return self.key()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.attributes().items())})"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Op) and self.key() == other.key()
 
@@ -332,6 +334,8 @@ def attribute_key(value: Any) -> Any:
 
 def digest(array: np.ndarray[Any, Any]) -> str:
     """SHA-256 over dtype, shape and bytes of an array."""
+    import hashlib  # here, because it takes long to load and not every use needs it
+
     state = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
     state.update(np.ascontiguousarray(array).tobytes())
     return state.hexdigest()
@@ -438,6 +442,8 @@ class Graph:
 
     def digest(self) -> str:
         """SHA-256 of the structure: ops, types, wiring; not names, source lines or holders."""
+        import hashlib
+
         number: dict[int, int] = {}
         lines: list[str] = []
         for value in self.sources:

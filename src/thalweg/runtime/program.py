@@ -7,18 +7,19 @@ guards and errors are the caller's business.
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from thalweg.config import settings
-from thalweg.errors import IndexRangeError, ThalwegError
+from thalweg.errors import IndexRangeError, ThalwegError, UnsupportedError
 from thalweg.graph import Graph, Node
 from thalweg.graph.build import located_error
 from thalweg.interpret import interpret
-from thalweg.plan import Plan, Scope, Target
+from thalweg.plan import Plan, Target
 
 Array = np.ndarray[Any, Any]
 
@@ -47,23 +48,21 @@ def compile_graph(
     """
     chosen = backend or settings.backend
     if chosen == "auto":
-        from thalweg.codegen.c.build import find_compiler
-
-        chosen = "c" if find_compiler() is not None else "numpy"
-        if chosen == "numpy":
-            _tell_missing_compiler()
+        chosen = "c" if _has_compiler() else "numpy"
     return InterpretedProgram(graph) if chosen == "numpy" else NativeProgram(graph, threads, machine)
 
 
-def _tell_missing_compiler(told: list[bool] = []) -> None:  # noqa: B006 - the default remembers that it was said
-    if told:
-        return
-    told.append(True)
-    import warnings
+@cache
+def _has_compiler() -> bool:
+    """Is there a C compiler? Where there is none, one warning says what to install."""
+    from thalweg.codegen.c.build import require_compiler
 
-    from thalweg.codegen.c.build import MISSING_COMPILER
-
-    warnings.warn(f"running on the NumPy reference backend, which is slow: {MISSING_COMPILER}", stacklevel=2)
+    try:
+        require_compiler()
+    except UnsupportedError as error:
+        warnings.warn(f"running on the NumPy reference backend, which is slow: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def make_plan(graph: Graph, machine: str = "native") -> Plan:
@@ -136,9 +135,8 @@ class NativeProgram:
     """The graph as a native library: scheduled, written as C, built (or found in the cache) and loaded."""
 
     def __init__(self, graph: Graph, threads: int | None = None, machine: str = "native") -> None:
-        from thalweg.codegen.c import library
-        from thalweg.codegen.c.build import build, load, runtime_header
-        from thalweg.codegen.c.program import ENTRY, generate
+        from thalweg.codegen.c import build
+        from thalweg.codegen.c.program import ENTRY, generate, headers
         from thalweg.runtime.pool import runtime_library
 
         self.graph = graph
@@ -147,8 +145,7 @@ class NativeProgram:
         generated = generate(self.plan)
         self.source = generated.text
         self.failures = generated.failures
-        headers = {"vector.h": library.header(), "runtime.h": runtime_header()}
-        self.library = load(build([("program.c", generated.text)], machine, headers))
+        self.library = build.library([("program.c", generated.text)], machine, headers())
         self.entry = getattr(self.library, ENTRY)
         self.entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
         self.entry.restype = ctypes.c_int32
@@ -156,14 +153,7 @@ class NativeProgram:
         scheduled = self.plan.graph
         self.states = [(entry.holder, entry.after is not None) for entry in scheduled.state]
         self.outputs = [(value.shape, value.dtype.numpy) for value in scheduled.outputs]
-        arrays = {id(v): n.op.value for n in scheduled.nodes for v in n.outputs if n.op.name == "constant"}  # type: ignore[attr-defined]
-        by_buffer = {
-            id(buffer): arrays[value]
-            for value, buffers in self.plan.buffers.items()
-            for buffer in buffers
-            if buffer.scope is Scope.CONSTANT
-        }
-        self.constants = [by_buffer[id(buffer)] for buffer in self.plan.constants]
+        self.constants = self.plan.constant_arrays()
         self.frames: list[_Frame] = []
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
@@ -171,7 +161,10 @@ class NativeProgram:
         from thalweg.runtime.pool import pool
 
         threads = self.threads or settings.threads()
-        frame = self.frames.pop() if self.frames else None
+        try:
+            frame = self.frames.pop()
+        except IndexError:  # all are in use by other threads
+            frame = None
         if frame is None or frame.threads != threads:
             frame = _Frame(self.plan, threads, self.constants)
         outputs = [np.empty(shape, dtype) for shape, dtype in self.outputs]
@@ -180,8 +173,11 @@ class NativeProgram:
         for array in inputs:
             pointers[position] = array.ctypes.data
             position += 1
+        held = []  # while we refer to an array that is only read, no other program overwrites it
         for holder, changes in self.states:
-            pointers[position] = (holder.storage_for_update() if changes else holder.data).ctypes.data
+            array = holder.storage_for_update() if changes else holder.data
+            held.append(array)
+            pointers[position] = array.ctypes.data
             position += 1
         for array in outputs:
             pointers[position] = array.ctypes.data

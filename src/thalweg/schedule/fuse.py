@@ -131,7 +131,8 @@ class Fusion:
             if group.anchor is None:
                 self._merge_into_producer(group, owner)
         alive = [group for group in groups if group.merged_into is None]
-        return [self._kernel(group) for group in _ordered(alive)]
+        wanted = {id(v) for group in alive for v in self.inside(group.roots, group.anchor)[1]}
+        return [self._kernel(group, wanted) for group in _ordered(alive)]
 
     def _link(self, group: _Group, owner: dict[int, _Group]) -> None:
         _, reads = self.inside(group.roots, group.anchor)
@@ -190,27 +191,19 @@ class Fusion:
                 stack.extend(value.node.inputs)
         return list(found.values())
 
-    def _kernel(self, group: _Group) -> Kernel:
-        unused = [
-            v for v in group.roots if id(v) not in self.results and not self._read_outside(v, group)
-        ]
-        roots = [v for v in group.roots if all(v is not u for u in unused)]
+    def _kernel(self, group: _Group, wanted: set[int]) -> Kernel:
+        """A group as a kernel; roots that no other kernel reads (`wanted`) need no memory."""
+        opaque = group.anchor is not None and group.anchor.op.kind is Kind.OPAQUE  # it writes all its outputs
+        roots = [v for v in group.roots if opaque or id(v) in self.results or id(v) in wanted]
         if not roots:  # nothing reads it: an op kept for its check
             roots = group.roots[:1]
-        nodes, reads = self.inside([*roots, *unused], group.anchor)
+        nodes, reads = self.inside(group.roots, group.anchor)
         kind = "loops" if group.anchor is None else group.anchor.op.name
         operations = sum(
             node.op.operations([v.type for v in node.inputs], [v.type for v in node.outputs]) for node in nodes
         )
         traffic = sum(v.type.nbytes for v in (*reads, *roots))
         return Kernel(kind, roots, nodes, reads, group.anchor, operations=operations, traffic=traffic)
-
-    def _read_outside(self, value: Value, group: _Group) -> bool:
-        """Is a root read by another kernel (then it needs memory), or only inside its own?"""
-        inside = {id(node) for node in self.inside(group.roots, group.anchor)[0]}
-        return any(
-            id(user) not in inside or id(user.outputs[0]) in self.alias for user in self.users.get(id(value), [])
-        )
 
 
 class _Group:

@@ -80,7 +80,7 @@ def assign_roles(kernels: list[Kernel], batch: Batch | None, target: Target) -> 
             continue
         assert kernel.anchor is not None
         value = kernel.anchor.outputs[0]
-        if value.type.nbytes > SLOT_LIMIT:
+        if value.type.nbytes > SLOT_LIMIT or value.dtype.itemsize == 2:  # 16-bit partial sums would lose bits
             kernel.role = "whole"
             result.append(kernel)
             continue
@@ -91,7 +91,7 @@ def assign_roles(kernels: list[Kernel], batch: Batch | None, target: Target) -> 
 def _role(kernel: Kernel, batch: Batch, target: Target) -> str:
     if any(id(node) in batch.mixed for node in kernel.nodes):
         return "whole"
-    if kernel.anchor is not None and kernel.anchor.op.name not in target.support.lanes:
+    if kernel.anchor is not None and not target.support.lanes(kernel.anchor):
         return "whole"
     rooted = [batch.of(root) is not None for root in kernel.roots]
     reducing = [node for node in kernel.nodes if id(node) in batch.reduces]
@@ -429,7 +429,7 @@ class _Buffers:
     def _workspaces(self, number: int, phase: Phase) -> None:
         """Scratch that kernels need beside their operands, private to a thread while the kernel runs."""
         for index, kernel in enumerate(phase.kernels):
-            nbytes = self.plan.target.support.workspace(kernel, phase.block)
+            nbytes = self.plan.target.support.workspace(kernel, phase.block, self.plan.target)
             if nbytes:
                 scratch = Buffer(f"{kernel.name} workspace", Type(uint8, (nbytes,)), Scope.THREAD, phase=number)
                 scratch.first = scratch.last = (number, index)

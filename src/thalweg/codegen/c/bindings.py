@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
 
 from thalweg.codegen.c.expressions import Access, Emitter, lane_access, memory, row_access
 from thalweg.graph import Node, Value
@@ -19,6 +21,22 @@ class KernelText:
     functions: set[str]
 
 
+class Writer(Protocol):
+    """The program that kernels are written into."""
+
+    def error_code(self, node: Node) -> int:
+        """What the program reports when an index of this node is out of range."""
+        ...
+
+    def phases(self, plan: Plan) -> list[str]:
+        """Write a plan's functions; the names of its phases' functions."""
+        ...
+
+    def constant(self, array: np.ndarray[Any, Any]) -> str:
+        """Write an array as static data; its C name."""
+        ...
+
+
 @dataclass
 class Context:
     """A kernel of a plan while its function is written."""
@@ -27,12 +45,16 @@ class Context:
     phase: Phase
     number: int  # of the phase
     kernel: Kernel
-    batch_axis: dict[int, int]  # id(value) -> batch axis
-    error_code: Callable[[Node], int]
+    writer: Writer
     pointers: dict[int, str] = field(default_factory=dict)
     buffers: list[Buffer] = field(default_factory=list)
     written: set[int] = field(default_factory=set)
     functions: set[str] = field(default_factory=set)
+
+    @property
+    def batch_axis(self) -> dict[int, int]:
+        """id(value) -> batch axis."""
+        return self.plan.batch_axis
 
     @property
     def lanes(self) -> bool:
@@ -89,7 +111,7 @@ class Context:
     def emitter(self, extents: dict[str, int], accesses: dict[int, Access]) -> Emitter:
         """A fresh emitter for one innermost body."""
         return Emitter(
-            accesses, extents, batch_axis=self.batch_axis if self.lanes else {}, error_code=self.error_code
+            accesses, extents, batch_axis=self.batch_axis if self.lanes else {}, error_code=self.writer.error_code
         )
 
     def function(self, body: str, parameters: str) -> KernelText:

@@ -17,7 +17,7 @@ import numpy as np
 from thalweg.codegen.loops import LANE, Index, constant, is_lane, ravel, reshape_index, variable
 from thalweg.errors import UnsupportedError
 from thalweg.graph import Node, Value
-from thalweg.types import DType, Type
+from thalweg.types import DType, Type, int64
 
 # how an element type is held in registers, in memory
 REGISTER = {"float16": "f32", "bfloat16": "f32", "bool": "m8"}
@@ -225,7 +225,7 @@ class Emitter:
             if isinstance(atom, str):
                 part = "iota_i64()" if atom == LANE else atom if is_lane(atom) else f"broadcast_i64({atom})"
             elif not atom.inner.by_lane:
-                part = f"broadcast_i64({atom.inner.text()} {atom.kind} {atom.divisor})"
+                part = f"broadcast_i64(({atom.inner.text()}) {atom.kind} {atom.divisor})"
             else:
                 function = "floor_divide" if atom.kind == "/" else "remainder"
                 part = f"{function}_i64({self.vector_index(atom.inner)}, broadcast_i64({atom.divisor}))"
@@ -432,9 +432,7 @@ def _constant(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
 def _iota(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
     op: Any = node.op
     index = e.absolute(node.outputs[0], indices)[op.axis]
-    from thalweg import types
-
-    return e.convert(e.as_integer(index), types.int64, op.dtype)
+    return e.convert(e.as_integer(index), int64, op.dtype)
 
 
 def bounded(
@@ -505,13 +503,11 @@ def _concat(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
 
 def _gather(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
     """x[.., position, ..] with the position pulled from the index tensor, checked, negative ones from the end."""
-    from thalweg import types
-
     op: Any = node.op
     x, positions = node.inputs
     rank = positions.ndim - op.batch
     at = (*indices[: op.batch], *indices[op.axis : op.axis + rank])
-    found = e.convert(e.pull(positions, at), positions.dtype, types.int64).text
+    found = e.convert(e.pull(positions, at), positions.dtype, int64).text
     extent = x.shape[op.axis]
     lowest = -extent if op.wrap else 0
     valid = f"bitwise_and_i64(greater_equal_i64({found}, broadcast_i64({lowest})), less_i64({found}, broadcast_i64({extent})))"
@@ -525,20 +521,35 @@ def _gather(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
     return e.pull(x, (*indices[: op.axis], position, *indices[op.axis + rank :]))
 
 
+def _clamped_start(e: Emitter, text: str, last: int) -> Index:
+    """The start of a window, moved so that it fits."""
+    return e.scalar_index(
+        f"lane_i64(minimum_i64(maximum_i64({text}, broadcast_i64(0)), broadcast_i64({last})), 0)", last + 1
+    )
+
+
 def _dynamic_slice(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
     """A window whose starts are 0-d tensors, clamped so that it lies inside x."""
-    from thalweg import types
-
     x, *starts = node.inputs
     inner: list[Index] = []
     for index, start, extent, size in zip(indices, starts, x.shape, node.outputs[0].shape, strict=True):
-        found = e.convert(e.pull(start, ()), start.dtype, types.int64).text
-        low = e.scalar_index(
-            f"lane_i64(minimum_i64(maximum_i64({found}, broadcast_i64(0)), broadcast_i64({extent - size})), 0)",
-            extent - size + 1,
-        )
-        inner.append(low + index)
+        found = e.convert(e.pull(start, ()), start.dtype, int64).text
+        inner.append(_clamped_start(e, found, extent - size) + index)
     return e.pull(x, tuple(inner))
+
+
+def _dynamic_update_slice(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
+    """x outside a window whose starts are 0-d tensors (clamped so that it fits), the update inside."""
+    x, update, *starts = node.inputs
+    inner: list[Index] = []
+    for index, start, extent, size in zip(indices, starts, x.shape, update.shape, strict=True):
+        found = e.convert(e.pull(start, ()), start.dtype, int64).text
+        inner.append(index - _clamped_start(e, found, extent - size))
+    if update.size == 0:
+        return e.pull(x, indices)
+    condition, clamped = bounded(e, update, tuple(inner))
+    found = e.pull(update, clamped)
+    return found if condition is None else select(e, condition, found, e.pull(x, indices))
 
 
 def _random_bits(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
@@ -588,5 +599,5 @@ FORMULAS: dict[str, Callable[[Emitter, str, list[str]], Expression]] = {"sign": 
 MOVES: dict[str, Callable[[Emitter, Node, tuple[Index, ...]], Expression]] = {
     "reshape": _reshape, "transpose": _transpose, "broadcast": _broadcast, "slice": _slice, "flip": _flip,
     "constant": _constant, "iota": _iota, "pad": _pad, "concat": _concat, "gather": _gather,
-    "dynamic_slice": _dynamic_slice, "random_bits": _random_bits,
+    "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update_slice, "random_bits": _random_bits,
 }

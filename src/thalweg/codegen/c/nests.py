@@ -15,6 +15,7 @@ from thalweg.codegen.c.expressions import Access, Emitter, Expression, bounded, 
 from thalweg.codegen.loops import LANE, Index, constant, divide, variable
 from thalweg.graph import Node, Value
 from thalweg.plan import LANES
+from thalweg.types import int64
 
 FLUSH = 64  # vectors added up before their sum moves to the next accumulator: keeps rounding errors small
 
@@ -100,28 +101,42 @@ class Nest:
         """`name` through the joins: outer part = joined // inner, inner part = joined % inner."""
         for joined, outer, inner, size in self.joins:
             if name in (outer, inner):
-                whole, rest = divide(self._expand(joined, vector), size, self.extents)
+                whole, rest = divide(self._expand(joined, vector), size, self._ranges(vector))
                 return whole if name == outer else rest
         return self._variable(name, vector)
+
+    def _emitter(self, vector: Axis | None, partial: str | None) -> Emitter:
+        """An emitter whose ranges fit the loops. Lanes behind the end of the vector axis are never stored, so an index
+        along it lies inside the axis: its start and the lane number together run from 0 to the extent."""
+        emitter = self.context.emitter(self._ranges(vector), dict(self.accesses))
+        if self.context.lanes:
+            emitter.origin = variable("origin")
+        emitter.partial = partial
+        return emitter
+
+    def _ranges(self, vector: Axis | None) -> dict[str, int]:
+        extents = {**self.extents, "origin": 1 << 40}
+        if vector is not None:
+            extents[vector.name] = max(vector.extent - LANES + 1, 1)
+            extents[LANE] = min(vector.extent, LANES)
+        return extents
 
     # ---- choices ----------------------------------------------------------------------------------------------------
 
     def _trial(self) -> tuple[Emitter, list[Index]]:
         """Emit the body once with every axis a plain loop, to see its addresses."""
-        emitter = self.context.emitter(dict(self.extents), dict(self.accesses))
-        if self.context.lanes:
-            emitter.partial = "n"
+        emitter = self._emitter(None, "n" if self.context.lanes else None)
         kept, reduced = self.indices(None)
         if self.reduction is not None:
-            emitter.extents = dict(self.extents)
-            self.reduction.element(emitter, kept, reduced)
-            self._given(emitter, kept)
+            if 0 not in self.reduced:
+                self.reduction.element(emitter, kept, reduced)
+            self._given(emitter)
         self._store_roots(emitter, kept)
         stores = emitter.addresses[-len(self.outputs) :] if self.outputs else []
         self.context.functions |= emitter.functions
         return emitter, stores
 
-    def _given(self, emitter: Emitter, kept: tuple[Index, ...]) -> None:
+    def _given(self, emitter: Emitter) -> None:
         """Pretend that the reduction's results lie in registers."""
         assert self.reduction is not None
         anchor = self.context.kernel.anchor
@@ -244,13 +259,10 @@ class Nest:
 
     def _inner(self, vector: Axis | None, partial: str | None) -> list[str]:
         """Statements that compute and store the roots at the current kept indices."""
-        kept, _ = self.indices(vector)
-        emitter = self.context.emitter(dict(self.extents), dict(self.accesses))
-        emitter.origin = variable("origin") if self.context.lanes else Index()
-        emitter.extents["origin"] = 1 << 40
-        emitter.partial = partial
         if self.reduction is not None:
             return self._reducing(vector, partial)
+        kept, _ = self.indices(vector)
+        emitter = self._emitter(vector, partial)
         self._store_roots(emitter, kept)
         self.context.functions |= emitter.functions
         return emitter.lines
@@ -265,6 +277,8 @@ class Nest:
         horizontal = (vector is not None and vector.reduced) or self.batch_reduced is not None
         accumulator = Accumulator(self.reduction, self._iterations(vector))
         lines = accumulator.open()
+        if 0 in self.reduced:
+            return [*lines, *self._finish(accumulator, vector, partial, horizontal)]
         loops = [axis for axis in self.axes if axis.reduced and axis is not vector]
         opened = 0
         if self.batch_reduced is not None:
@@ -287,12 +301,15 @@ class Nest:
         else:
             lines += self._accumulate(accumulator, vector, partial, "n" if self.batch_reduced is not None else None)
         lines.append("}" * opened)
-        lines += accumulator.close(horizontal)
+        return [*lines, *self._finish(accumulator, vector, partial, horizontal)]
+
+    def _finish(
+        self, accumulator: Accumulator, vector: Axis | None, partial: str | None, horizontal: bool
+    ) -> list[str]:
+        """Statements behind the loops: the lanes' tree, the epilogue, the stores."""
+        lines = accumulator.close(horizontal)
         kept, _ = self.indices(vector)
-        emitter = self.context.emitter(dict(self.extents), dict(self.accesses))
-        emitter.origin = variable("origin") if self.context.lanes else Index()
-        emitter.extents["origin"] = 1 << 40
-        emitter.partial = partial
+        emitter = self._emitter(vector, partial)
         emitter.counter = 1000
         anchor = self.context.kernel.anchor
         assert anchor is not None
@@ -319,10 +336,7 @@ class Nest:
     def _accumulate(self, accumulator: Accumulator, vector: Axis | None, partial: str | None, valid: str | None) -> list[str]:
         assert self.reduction is not None
         kept, reduced = self.indices(vector)
-        emitter = self.context.emitter(dict(self.extents), dict(self.accesses))
-        emitter.origin = variable("origin") if self.context.lanes else Index()
-        emitter.extents["origin"] = 1 << 40
-        emitter.partial = "n" if self.batch_reduced is not None else partial
+        emitter = self._emitter(vector, "n" if self.batch_reduced is not None else partial)
         element, inside = self.reduction.element(emitter, kept, reduced)
         if valid is not None:
             lanes = emitter.declare(f"m{element.width}", f"first_lanes_i{element.width}({valid})")
@@ -378,7 +392,7 @@ class Accumulator:
         if dtype.is_floating:
             return literal(float("-inf") if lowest else float("inf"), dtype)
         if dtype.is_bool:
-            return "0" if lowest else "-1"
+            return "0" if lowest else "1" if combine == "argmin" else "-1"
         import numpy as np
 
         limits = np.iinfo(dtype.numpy)
@@ -397,6 +411,8 @@ class Accumulator:
         kind, text = self.kind, element.text
         if element.is_mask:
             text = e.mask(element, 8).text
+            if self.positioned:
+                text = e.declare("i8", f"bitwise_and_i8({text}, broadcast_i8(1))").text
         if self.positioned:
             assert position is not None
             self._compare(e, text, inside, position)
@@ -550,7 +566,7 @@ def emit_window(context: Context) -> KernelText:
         found = e.pull(x, clamped)
         if name == "max_pool_gather":
             place = e.pull(anchor.inputs[1], kept)
-            tap = e.convert(e.as_integer(_row_position(reduced, op.kernel)), _int64(), anchor.inputs[1].dtype)
+            tap = e.convert(e.as_integer(_row_position(reduced, op.kernel)), int64, anchor.inputs[1].dtype)
             hit = e.declare("m32", f"equal_i32({place.text}, {tap.text})")
             found = select(e, hit, found, number(e, 0, x.dtype))
         return found, condition
@@ -570,6 +586,35 @@ def emit_window(context: Context) -> KernelText:
         ),
         batch_root=batch,
     ).emit()
+
+
+def emit_unwindow(context: Context) -> KernelText:
+    """max_unpool and sum_unpool as gathers: each element adds the windows that cover it."""
+    anchor = context.kernel.anchor
+    assert anchor is not None
+    op: Any = anchor.op
+    g, result = anchor.inputs[0], anchor.outputs[0]
+
+    def element(e: Emitter, kept: tuple[Index, ...], taps: tuple[Index, ...]) -> tuple[Expression, Expression | None]:
+        places = (*kept[:2], *_windows(e, op, kept[2:], taps))
+        condition, clamped = bounded(e, g, places)
+        found = e.pull(g, clamped)
+        if op.name == "max_unpool":
+            place = e.pull(anchor.inputs[1], clamped)
+            tap = e.convert(e.as_integer(_row_position(taps, op.kernel)), int64, anchor.inputs[1].dtype)
+            found = select(e, e.declare("m32", f"equal_i32({place.text}, {tap.text})"), found, number(e, 0, g.dtype))
+        return found, condition
+
+    return Nest(context, result.shape, tuple(op.kernel), Reduction(element, "add", result)).emit()
+
+
+def _windows(e: Emitter, op: Any, position: tuple[Index, ...], taps: tuple[Index, ...]) -> list[Index]:
+    """The windows that read `position` with tap `taps`: (position + low - tap * dilation) / stride, where whole."""
+    found: list[Index] = []
+    for i, t, s, d, (low, _) in zip(position, taps, op.strides, op.dilation, op.padding, strict=True):
+        place = i + constant(low) - t * d
+        found.append(place if s == 1 else _whole_quotient(e, place, s))
+    return found
 
 
 def emit_contraction(context: Context) -> KernelText:
@@ -656,10 +701,7 @@ def _input_gradient(op: Any, g: Value, w: Value, x: Value) -> tuple[tuple[int, .
             group, c = divide(channel, channels, e.extents)
         else:
             group, c = Index(), channel
-        windows: list[Index] = []
-        for i, t, s, d, (low, _) in zip(position, taps, op.strides, op.dilation, op.padding, strict=True):
-            place = i + constant(low) - t * d
-            windows.append(place if s == 1 else _whole_quotient(e, place, s))
+        windows = _windows(e, op, tuple(position), tuple(taps))
         k = group * filters + f
         return (n, k, *windows), (k, c, *taps)
 
@@ -688,9 +730,3 @@ _CONTRACTIONS: dict[str, Callable[[Any, Value, Value, Value], tuple[tuple[int, .
     "convolution_input_gradient": _input_gradient,
     "convolution_weight_gradient": _weight_gradient,
 }
-
-
-def _int64() -> Any:
-    from thalweg import types
-
-    return types.int64

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from thalweg.codegen.c import library
 from thalweg.codegen.c.bindings import Context, KernelText
@@ -22,30 +26,64 @@ class Source:
     failures: list[Node]  # error code - 1 -> the node whose index was out of range
 
 
+def headers() -> dict[str, str]:
+    """The files that a program includes."""
+    runtime = Path(__file__).with_name("runtime.h").read_text(encoding="utf-8")
+    return {"vector.h": library.header(), "runtime.h": runtime}
+
+
 def generate(plan: Plan) -> Source:
     """The program of a plan. Kernels with equal text are written once."""
-    failures: list[Node] = []
+    writer = _Writer()
+    phases = writer.phases(plan)
+    text = "\n".join([_prelude(writer.functions), *writer.texts, _entry(plan, phases)])
+    return Source(text, writer.failures)
 
-    def error_code(node: Node) -> int:
-        for number, known in enumerate(failures):
+
+class _Writer:
+    """Collects functions in an order in which C can read them."""
+
+    def __init__(self) -> None:
+        self.failures: list[Node] = []
+        self.names: dict[str, str] = {}  # text of a kernel -> its name
+        self.functions: set[str] = set()
+        self.texts: list[str] = []
+        self.plans = 0
+
+    def error_code(self, node: Node) -> int:
+        for number, known in enumerate(self.failures):
             if known is node:
                 return number + 1
-        failures.append(node)
-        return len(failures)
+        self.failures.append(node)
+        return len(self.failures)
 
-    names: dict[str, str] = {}
-    functions: set[str] = set()
-    phases: list[str] = []
-    for number, phase in enumerate(plan.phases):
-        calls: list[tuple[Kernel, str, KernelText]] = []
-        for kernel in phase.kernels:
-            written = emit(Context(plan, phase, number, kernel, plan.batch_axis, error_code))
-            name = names.setdefault(written.text, f"kernel{len(names)}")
-            functions |= written.functions
-            calls.append((kernel, name, written))
-        phases.append(_batch_phase(plan, number, phase, calls) if phase.batch else _tile_phase(plan, number, phase, calls))
-    kernels = [text.replace("NAME", name, 1) for text, name in names.items()]
-    return Source("\n".join([_prelude(functions), *kernels, *phases, _entry(plan)]), failures)
+    def phases(self, plan: Plan) -> list[str]:
+        prefix = f"plan{self.plans}_" if self.plans else ""
+        self.plans += 1
+        names: list[str] = []
+        for number, phase in enumerate(plan.phases):
+            calls = [self._kernel(Context(plan, phase, number, kernel, self)) for kernel in phase.kernels]
+            names.append(f"{prefix}phase{number}")
+            write = _batch_phase if phase.batch else _tile_phase
+            self.texts.append(write(plan, names[-1], phase, calls))
+        return names
+
+    def _kernel(self, context: Context) -> Call:
+        written = emit(context)
+        if written.text not in self.names:
+            self.names[written.text] = f"kernel{len(self.names)}"
+            self.texts.append(written.text.replace("NAME", self.names[written.text], 1))
+        self.functions |= written.functions
+        return context.kernel, self.names[written.text], written
+
+    def constant(self, array: np.ndarray[Any, Any]) -> str:
+        name = f"constant{len(self.texts)}"
+        content = ", ".join(map(str, np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        self.texts.append(f"static const uint8_t {name}[] __attribute__((aligned(64))) = {{{content}}};")
+        return f"(void *){name}"
+
+
+Call = tuple[Kernel, str, KernelText]
 
 
 def _prelude(functions: set[str]) -> str:
@@ -88,11 +126,11 @@ def _arguments(plan: Plan, kernel: Kernel, written: KernelText, batch: bool) -> 
     )
 
 
-def _batch_phase(plan: Plan, number: int, phase: Phase, calls: list[tuple[Kernel, str, KernelText]]) -> str:
+def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call]) -> str:
     """Each task walks its shard of the batch block by block, every block through all kernels."""
     blocks = -(-phase.extent // phase.block)
     lines = [
-        f"static void phase{number}(void *context, int64_t task, int32_t thread) {{",
+        f"static void {name}(void *context, int64_t task, int32_t thread) {{",
         "program *const x = context;",
         f"char *const scratch = x->scratch + (int64_t)thread * {plan.thread_bytes};",
         f"const int64_t begin = task * {blocks} / {phase.tasks}, end = (task + 1) * {blocks} / {phase.tasks};",
@@ -102,28 +140,28 @@ def _batch_phase(plan: Plan, number: int, phase: Phase, calls: list[tuple[Kernel
         f"const int64_t count = {phase.extent} - origin < {phase.block} ? {phase.extent} - origin : {phase.block};",
         "const int32_t first = block == begin;",
     ]
-    for kernel, name, written in calls:
+    for kernel, function, written in calls:
         arguments = _arguments(plan, kernel, written, True)
-        lines.append(f"{name}({arguments}, count, origin, first, &x->error);")
+        lines.append(f"{function}({arguments}, count, origin, first, &x->error);")
     return "\n".join([*lines, "}}"])
 
 
-def _tile_phase(plan: Plan, number: int, phase: Phase, calls: list[tuple[Kernel, str, KernelText]]) -> str:
+def _tile_phase(plan: Plan, name: str, phase: Phase, calls: list[Call]) -> str:
     """The tasks of several kernels one after the other."""
     lines = [
-        f"static void phase{number}(void *context, int64_t task, int32_t thread) {{",
+        f"static void {name}(void *context, int64_t task, int32_t thread) {{",
         "program *const x = context;",
         f"char *const scratch = x->scratch + (int64_t)thread * {plan.thread_bytes}; (void)scratch;",
     ]
-    for kernel, name, written in calls:
+    for kernel, function, written in calls:
         arguments = _arguments(plan, kernel, written, False)
         arguments += ", " if arguments else ""
-        lines.append(f"if (task < {kernel.tasks}) {{ {name}({arguments}task, &x->error); return; }} task -= {kernel.tasks};")
+        lines.append(f"if (task < {kernel.tasks}) {{ {function}({arguments}task, &x->error); return; }} task -= {kernel.tasks};")
     return "\n".join([*lines, "}"])
 
 
-def _entry(plan: Plan) -> str:
-    listed = ", ".join(f"{{phase{n}, {p.tasks}, {int(p.tasks == 1)}}}" for n, p in enumerate(plan.phases))
+def _entry(plan: Plan, phases: list[str]) -> str:
+    listed = ", ".join(f"{{{n}, {p.tasks}, {int(p.tasks == 1)}}}" for n, p in zip(phases, plan.phases, strict=True))
     count = len(plan.phases)
     body = f"static const tw_phase phases[] = {{{listed}}};\nreturn run(pool, phases, {count}, x, &x->error);"
     if not count:

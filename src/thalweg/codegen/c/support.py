@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from thalweg.codegen.c import lanes, nests
-from thalweg.codegen.c.bindings import Context, KernelText
+from thalweg.codegen.c import accumulation, control, lanes, nests
+from thalweg.codegen.c.bindings import LANE_PARAMETERS, TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import MOVES
 from thalweg.errors import UnsupportedError
-from thalweg.graph import REGISTRY, Kind
-from thalweg.plan import Kernel, Support
+from thalweg.graph import REGISTRY, Kind, Node
+from thalweg.plan import Kernel, Support, Target
 
 Emit = Callable[[Context], KernelText]
 
@@ -37,13 +37,23 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "convolution": nests.emit_contraction,
     "convolution_input_gradient": nests.emit_contraction,
     "convolution_weight_gradient": nests.emit_contraction,
+    "max_unpool": nests.emit_unwindow,
+    "sum_unpool": nests.emit_unwindow,
+    "scatter": accumulation.emit_scatter,
+    "cumulative_sum": accumulation.emit_cumulative_sum,
+    "scan": control.emit_scan,
+    "cond": control.emit_cond,
     **REDUCTIONS,
     **WINDOWS,
 }
 
 
-def workspace(kernel: Kernel, block: int) -> int:
+def workspace(kernel: Kernel, block: int, target: Target) -> int:
     """Bytes of scratch that a kernel needs beside its operands."""
+    if kernel.kind == "scan":
+        return control.scan_workspace(kernel, target)
+    if kernel.kind == "cond":
+        return control.cond_workspace(kernel, target)
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lanes.convolution_workspace(kernel, block)
     return 0
@@ -60,7 +70,16 @@ def emit(context: Context) -> KernelText:
             + (f", used at {where[0].file}:{where[0].line}" if where else "")
             + '; use compile(backend="numpy")'
         )
+    if not any(root.size for root in context.kernel.roots):
+        return context.function("", LANE_PARAMETERS if context.lanes else TILE_PARAMETERS)
     return table[kind](context)
+
+
+def runs_on_lanes(anchor: Node) -> bool:
+    """Is there a batch kernel for this op and its element type?"""
+    if anchor.op.kind is Kind.CONTRACTION and anchor.outputs[0].dtype.short not in ("f32", "f64"):
+        return False
+    return anchor.op.name in BLOCK_EMITTERS
 
 
 def support() -> Support:
@@ -68,10 +87,10 @@ def support() -> Support:
     elementwise = {name for name, op in REGISTRY.items() if isinstance(op, type) and op.kind is Kind.ELEMENTWISE}
     return Support(
         pulled=frozenset(elementwise | set(MOVES)),
-        looping=frozenset({*REDUCTIONS, *WINDOWS}),
+        looping=frozenset({*REDUCTIONS, *WINDOWS, "scatter", "cumulative_sum"}),
         epilogue=frozenset(
             {"matmul", "convolution", "convolution_input_gradient", "convolution_weight_gradient", "sum", "sum_pool"}
         ),
-        lanes=frozenset(BLOCK_EMITTERS),
+        lanes=runs_on_lanes,
         workspace=workspace,
     )
