@@ -1,16 +1,16 @@
 """Graphs as text: what `print(graph)` shows, what golden tests compare, and what `parse` reads back.
 
-    graph step(%x: f32[2,3]; state %w: f32[4,3] "fc.weight") {
-      %1: f32[2,4] = matmul(%x, %w) {transpose_a=False, transpose_b=True}  # train.py:12 in loss [Net.fc]
-    } -> %1; %w := %w
+graph step(%x: f32[2,3]; state %w: f32[4,3] "fc.weight") {
+  %1: f32[2,4] = matmul(%x, %w) {transpose_a=False, transpose_b=True}  # train.py:12 in loss [Net.fc]
+} -> %1; %w := %w
 """
 
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import re
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +22,23 @@ from thalweg.types import DType, Span, Type, type_of
 
 
 def to_text(graph: Graph, *, spans: bool = True, limit: int | None = None, indent: str = "") -> str:
-    """The text of a graph. Arrays above `limit` elements are shown by digest only and cannot be parsed back."""
+    """The text of a graph. Arrays above `limit` elements are shown by digest only and cannot be parsed back.
+    """
     names: dict[int, str] = {}
+    taken: set[str] = set()
     for position, value in enumerate(graph.inputs):
         given = graph.input_names[position] if position < len(graph.input_names) else str(position)
-        names[id(value)] = f"%{re.sub(r'[^A-Za-z0-9_.]', '_', given)}"
+        label = f"%{_plain(given)}"
+        while label in taken or _RESERVED.fullmatch(label):
+            label += "_"
+        taken.add(label)
+        names[id(value)] = label
     for position, entry in enumerate(graph.state):
         names[id(entry.before)] = f"%state{position}"
     inputs = ", ".join(f"{names[id(v)]}: {v.type}" for v in graph.inputs)
     for entry in graph.state:
         inputs += f"; state {names[id(entry.before)]}: {entry.before.type} {json.dumps(entry.holder.name)}"
-    lines = [f"graph {graph.name}({inputs}) {{"]
+    lines = [f"graph {_word(graph.name)}({inputs}) {{"]
     counter = 0
     for node in graph.nodes:
         for value in node.outputs:
@@ -45,6 +51,20 @@ def to_text(graph: Graph, *, spans: bool = True, limit: int | None = None, inden
     )
     lines.append(f"{indent}}} -> {results}{changes}".rstrip())
     return "\n".join(lines)
+
+
+_RESERVED = re.compile(r"%(v|state)\d+")  # labels of nodes' outputs and of state
+
+
+def _plain(name: str) -> str:
+    """`name` in the characters that a label may have."""
+    return re.sub(r"[^A-Za-z0-9_.]", "_", name)
+
+
+def _word(name: str) -> str:
+    """`name` as the grammar's word: it does not begin with a digit or a dot, and is not empty."""
+    plain = _plain(name)
+    return plain if re.match(r"[A-Za-z_]", plain) else f"_{plain}"
 
 
 def _node_text(node: Node, names: dict[int, str], spans: bool, limit: int | None, indent: str) -> str:
@@ -193,7 +213,10 @@ class _Parser:
         return values[label]
 
     def node(self, values: dict[str, Value]) -> Node:
-        line = self.text.count("\n", 0, self.tokens[self.next][2]) + 1
+        if self.next >= len(self.tokens):
+            raise self.error("ends where a node or } was expected")
+        start = self.tokens[self.next][2]
+        line = self.text.count("\n", 0, start) + 1
         labels: list[tuple[str, Type]] = []
         while True:
             label = self.take("value")
@@ -217,11 +240,29 @@ class _Parser:
                 self.take(text="=")
                 attributes[key] = self.attribute()
                 self.accept(",")
-        op: Op = REGISTRY[name](**attributes) if isinstance(REGISTRY[name], type) else REGISTRY[name].op(**attributes)
+        op = self.op(name, attributes, inputs, start)
         node = Node(op, tuple(inputs), [type for _, type in labels], (Span("<text>", line, "parse"),), "")
         for (label, _), value in zip(labels, node.outputs, strict=True):
             values[label] = value
         return node
+
+    def op(self, name: str, attributes: dict[str, Any], inputs: list[Value], position: int) -> Op:
+        """The op of that name; an error where it does not take these attributes or this many inputs."""
+        entry = REGISTRY[name]
+        try:
+            if isinstance(entry, type):
+                op: Op = entry(**attributes)
+                inspect.signature(op.reference).bind(*inputs)
+                return op
+            wrong = set(entry.options) ^ (set(attributes) - {"present"})
+            if wrong:
+                raise TypeError(f"attributes {', '.join(sorted(wrong))} are missing or not known")
+            composite = entry.op(**attributes)
+            if sum(composite.present) != len(inputs):
+                raise TypeError(f"takes {sum(composite.present)} inputs, received {len(inputs)}")
+            return composite  # type: ignore[no-any-return]
+        except TypeError as error:
+            raise self.error(f"{name}: {error}", position) from None
 
     def attribute(self) -> Any:
         kind, text, _ = self.tokens[self.next] if self.next < len(self.tokens) else ("", "", 0)
@@ -248,6 +289,10 @@ class _Parser:
             self.take(text=",")
             content = base64.b64decode(json.loads(self.take("string")))
             self.take(text=")")
+            if len(content) != type.nbytes:
+                raise self.error(
+                    f"an array of type {type} has {type.nbytes} bytes, the text gives {len(content)}"
+                )
             array = np.frombuffer(content, type.dtype.numpy).reshape(type.shape)
             array.flags.writeable = False
             return array
@@ -266,5 +311,3 @@ def parse(text: str) -> Graph:
     if parser.next < len(parser.tokens):
         raise parser.error(f"unexpected {parser.peek()!r} after the graph")
     return graph.verify()
-
-
