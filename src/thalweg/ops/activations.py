@@ -1,7 +1,7 @@
 """Activation functions and the softmax family: composites with PyTorch's semantics and argument names.
 
-16-bit operands are computed in float32 and rounded once. A gradient rule is given where it needs fewer operations
-or is more exact than the body's. Called by users, `nn` and the other composites.
+16-bit operands are computed in float32 and rounded once. A gradient rule is given where it needs fewer
+operations or is more exact than the body's. Called by users, `nn` and the other composites.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from thalweg.ops.elementwise import (
 from thalweg.ops.movement import reshape, squeeze
 from thalweg.ops.reduction import max as reduce_max
 from thalweg.ops.reduction import sum as reduce_sum
-from thalweg.ops.samples import Sample, samples, special, values
+from thalweg.ops.samples import Sample, functional, samples, special, values
 from thalweg.types import normalize_axes, normalize_axis
 
 
@@ -56,7 +56,7 @@ def number(value: Any, name: str) -> float:
     return found
 
 
-# ---- rectifiers -----------------------------------------------------------------------------------------------------
+# ---- rectifiers --------------------------------------------------------------------------------------------
 
 
 @composite
@@ -66,7 +66,8 @@ def _relu(x: Any) -> Any:
 
 @_relu.gradient
 def _relu_rule(inputs: Any, outputs: Any, cotangents: Any) -> Sequence[Any]:
-    # from the output, so that the input need not be kept; at 0 the gradient is 0, at NaN it passes (as PyTorch)
+    # from the output, so that the input need not be kept; at 0 the gradient is 0, at NaN it passes (as
+    # PyTorch)
     return (where(less_equal(outputs[0], 0), 0, cotangents[0]),)
 
 
@@ -142,7 +143,7 @@ def selu(x: Any) -> Any:
     return _elu(floating(x), alpha=1.6732632423543772848170429916717, scale=1.0507009873554804934193349852946)
 
 
-# ---- sigmoids -------------------------------------------------------------------------------------------------------
+# ---- sigmoids ----------------------------------------------------------------------------------------------
 
 
 @composite
@@ -265,7 +266,7 @@ def hardswish(x: Any) -> Any:
     return _hardswish(floating(x))
 
 
-# ---- Gaussian error linear unit -------------------------------------------------------------------------------------
+# ---- Gaussian error linear unit ----------------------------------------------------------------------------
 
 _TANH_SCALE = math.sqrt(2.0 / math.pi)
 _TANH_CUBIC = 0.044715
@@ -323,7 +324,7 @@ def glu(x: Any, axis: int = -1) -> Any:
     return first * sigmoid(second)
 
 
-# ---- softmax --------------------------------------------------------------------------------------------------------
+# ---- softmax -----------------------------------------------------------------------------------------------
 
 
 def _with_axis(x: Any, axis: int) -> tuple[Any, int]:
@@ -424,7 +425,7 @@ def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
     return _logsumexp(x, axis=normalize_axes(axis, x.ndim), keepdims=bool(keepdims))
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 def _activation_samples(
@@ -441,7 +442,7 @@ def _activation_samples(
     """
 
     def compare(**given: Any) -> Any:
-        return lambda torch, x: getattr(torch.nn.functional, theirs)(x, **given)
+        return functional(theirs, **given)
 
     for given in options:
         x = values(3, 5, low=-8, high=8, avoid=kinks)
@@ -449,35 +450,43 @@ def _activation_samples(
         extreme = compare(**given) if "special" in like_torch else None
         yield Sample(function, (special(),), given, torch=extreme, torch_gradient=False, tolerance=scale)
     for shape in ((), (0,), (2, 3, 1)):
-        yield Sample(function, (values(*shape, low=-4, high=4, avoid=kinks),), torch=compare(), tolerance=scale)
+        yield Sample(
+            function, (values(*shape, low=-4, high=4, avoid=kinks),), torch=compare(), tolerance=scale
+        )
     for dtype in ("float16", "bfloat16", "float64"):
         x = values(7, 9, dtype=dtype, low=-6, high=6, avoid=kinks)
         yield Sample(function, (x,), torch=compare() if dtype in like_torch else None, tolerance=scale)
     yield Sample(function, (values(4, dtype="int32", low=-5, high=5),))
-    yield Sample(function, (np.array([[0.0, -0.0], [30.0, -30.0]], np.float32),), gradient=False, torch=compare(), tolerance=scale)
+    yield Sample(
+        function,
+        (np.array([[0.0, -0.0], [30.0, -30.0]], np.float32),),
+        gradient=False,
+        torch=compare(),
+        tolerance=scale,
+    )
 
 
 @samples("relu")
 def _relu_samples() -> Iterator[Sample]:
     yield from _activation_samples(relu, "relu", kinks=(0.0,))
     with_nan = np.array([1.0, np.nan, -1.0, np.inf, -np.inf], np.float32)
-    yield Sample(relu, (with_nan,), torch=lambda torch, x: torch.relu(x))
+    yield Sample(relu, (with_nan,), torch=functional("relu"))
 
 
 @samples("leaky_relu")
 def _leaky_relu_samples() -> Iterator[Sample]:
-    options = ({}, {"negative_slope": 0.3}, {"negative_slope": -0.5})
+    options: tuple[dict[str, Any], ...] = ({}, {"negative_slope": 0.3}, {"negative_slope": -0.5})
     yield from _activation_samples(leaky_relu, "leaky_relu", options, kinks=(0.0,))
     yield Sample(leaky_relu, (values(3),), {"negative_slope": "0.1"}, error=ArgumentError, message="number")
 
 
 @samples("hardtanh")
 def _hardtanh_samples() -> Iterator[Sample]:
-    options = ({}, {"min_val": -2.0, "max_val": 0.5})
+    options: tuple[dict[str, Any], ...] = ({}, {"min_val": -2.0, "max_val": 0.5})
     yield from _activation_samples(hardtanh, "hardtanh", options, kinks=(-2.0, -1.0, 0.5, 1.0))
     yield from _activation_samples(relu6, "relu6", kinks=(0.0, 6.0))
     bounds = np.array([-1.0, 1.0, 0.0], np.float32)
-    yield Sample(hardtanh, (bounds,), gradient=False, torch=lambda torch, x: torch.nn.functional.hardtanh(x))
+    yield Sample(hardtanh, (bounds,), gradient=False, torch=functional("hardtanh"))
     yield Sample(hardtanh, (bounds,), {"min_val": 2.0}, error=ArgumentError, message="min_val <= max_val")
 
 
@@ -490,7 +499,7 @@ def _elu_samples() -> Iterator[Sample]:
 @samples("sigmoid")
 def _sigmoid_samples() -> Iterator[Sample]:
     yield from _activation_samples(sigmoid, "sigmoid")
-    yield Sample(sigmoid, (values(5, low=-90, high=90),), torch=lambda torch, x: torch.sigmoid(x), tolerance=4)
+    yield Sample(sigmoid, (values(5, low=-90, high=90),), torch=functional("sigmoid"), tolerance=4)
 
 
 @samples("logsigmoid")
@@ -500,7 +509,9 @@ def _logsigmoid_samples() -> Iterator[Sample]:
 
 @samples("softplus")
 def _softplus_samples() -> Iterator[Sample]:
-    yield from _activation_samples(softplus, "softplus", ({}, {"beta": 2.0}, {"beta": 0.5, "threshold": 1.0}), kinks=(2.0,))
+    yield from _activation_samples(
+        softplus, "softplus", ({}, {"beta": 2.0}, {"beta": 0.5, "threshold": 1.0}), kinks=(2.0,)
+    )
     yield Sample(softplus, (values(3),), {"beta": 0}, error=ArgumentError, message="beta")
 
 
@@ -530,19 +541,21 @@ def _hardswish_samples() -> Iterator[Sample]:
 
 @samples("gelu")
 def _gelu_samples() -> Iterator[Sample]:
-    yield from _activation_samples(gelu, "gelu", ({}, {"approximate": "tanh"}), scale=8, like_torch=("float16", "bfloat16", "float64"))
+    yield from _activation_samples(
+        gelu, "gelu", ({}, {"approximate": "tanh"}), scale=8, like_torch=("float16", "bfloat16", "float64")
+    )
     yield Sample(gelu, (values(3),), {"approximate": "erf"}, error=ArgumentError, message='"tanh"')
 
 
 @samples("divide")
 def _softsign_samples() -> Iterator[Sample]:
-    yield Sample(softsign, (values(3, 5, avoid=(0.0,)),), torch=lambda torch, x: torch.nn.functional.softsign(x))
+    yield Sample(softsign, (values(3, 5, avoid=(0.0,)),), torch=functional("softsign"))
 
 
 @samples("multiply")
 def _glu_samples() -> Iterator[Sample]:
-    yield Sample(glu, (values(3, 6),), torch=lambda torch, x: torch.nn.functional.glu(x))
-    yield Sample(glu, (values(4, 3),), {"axis": 0}, torch=lambda torch, x: torch.nn.functional.glu(x, 0))
+    yield Sample(glu, (values(3, 6),), torch=functional("glu"))
+    yield Sample(glu, (values(4, 3),), {"axis": 0}, torch=functional("glu", 0))
     yield Sample(glu, (values(4, 3),), error=ArgumentError, message="even size")
 
 
@@ -550,7 +563,16 @@ def _softmax_samples_of(function: Any, name: str) -> Iterator[Sample]:
     def compare(axis: int = -1) -> Any:
         return lambda torch, x: getattr(torch, name)(x, axis)
 
-    for shape, axis in (((5,), 0), ((3, 5), 1), ((3, 5), 0), ((2, 3, 4), -2), ((1, 1), 0), ((), -1), ((0, 3), 1), ((3, 0), 1)):
+    for shape, axis in (
+        ((5,), 0),
+        ((3, 5), 1),
+        ((3, 5), 0),
+        ((2, 3, 4), -2),
+        ((1, 1), 0),
+        ((), -1),
+        ((0, 3), 1),
+        ((3, 0), 1),
+    ):
         theirs = compare(axis) if 0 not in shape else None
         yield Sample(function, (values(*shape),), {"axis": axis}, torch=theirs, tolerance=2)
     yield Sample(function, (values(9, 33, low=-40, high=40),), torch=compare(), tolerance=4)
@@ -580,7 +602,13 @@ def _logsumexp_samples() -> Iterator[Sample]:
 
     for shape, axis in (((5,), 0), ((3, 5), 1), ((3, 5), (0, 1)), ((2, 3, 4), (0, -1)), ((0, 3), 1)):
         yield Sample(logsumexp, (values(*shape),), {"axis": axis}, torch=compare(axis), tolerance=2)
-        yield Sample(logsumexp, (values(*shape),), {"axis": axis, "keepdims": True}, torch=compare(axis, True), tolerance=2)
+        yield Sample(
+            logsumexp,
+            (values(*shape),),
+            {"axis": axis, "keepdims": True},
+            torch=compare(axis, True),
+            tolerance=2,
+        )
     yield Sample(logsumexp, (values(),), torch=compare(()))
     yield Sample(logsumexp, (values(3, 0),), {"axis": 1}, gradient=False, torch=compare(1))
     infinite = np.array([[-np.inf] * 3, [np.inf, 1, 2], [-np.inf, 1, 2], [np.nan, 1, 2]], np.float32)

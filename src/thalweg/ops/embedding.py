@@ -1,4 +1,7 @@
-"""Lookup by class or token: `one_hot` and `embedding`. An index outside raises `IndexRangeError` at run time."""
+"""Lookup by class or token: `one_hot` and `embedding`.
+
+An index outside raises `IndexRangeError` at run time; negative ones do not count from the end here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from thalweg.ops.core import apply, cast, composite, operand, require
 from thalweg.ops.elementwise import equal, stop_gradient, where
 from thalweg.ops.indexing import Gather, integer_operand
 from thalweg.ops.movement import expand_dims
-from thalweg.ops.samples import Sample, samples, values
+from thalweg.ops.samples import Sample, functional, samples, values
 from thalweg.ops.sources import iota
 from thalweg.types import DType
 
@@ -54,12 +57,12 @@ def embedding(weight: Any, indices: Any, *, padding_idx: int | None = None) -> A
     return _embedding(weight, integer_operand(indices, "embedding"), padding_idx=padding_idx)
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 @samples("one_hot")
 def _one_hot_samples() -> Iterator[Sample]:
-    theirs = lambda torch, i: torch.nn.functional.one_hot(i, 5)  # noqa: E731
+    theirs = functional("one_hot", 5)
     for shape in ((), (4,), (2, 3), (0,), (2, 0, 3)):
         indices = values(*shape, dtype="int64", low=0, high=5)
         yield Sample(one_hot, (indices,), {"num_classes": 5}, torch=theirs)
@@ -76,13 +79,24 @@ def _embedding_samples() -> Iterator[Sample]:
     for shape in ((), (4,), (2, 3), (0,)):
         indices = values(*shape, dtype="int64", low=0, high=5)
         for padding in (None, 2, -1):
-            theirs = lambda torch, w, i, p=padding: torch.nn.functional.embedding(i, w, p)
             # with padding the gradient is not the derivative, on purpose
             check = None if padding is None else False
-            yield Sample(embedding, (values(5, 3), indices), {"padding_idx": padding}, gradient=check, torch=theirs)
+            yield Sample(
+                embedding,
+                (values(5, 3), indices),
+                {"padding_idx": padding},
+                gradient=check,
+                torch=lambda torch, w, i, p=padding: torch.nn.functional.embedding(i, w, p),
+            )
     for dtype in ("float16", "bfloat16", "float64"):
         yield Sample(embedding, (values(5, 3, dtype=dtype), values(4, dtype="uint8", low=0, high=5)))
     yield Sample(embedding, (values(5, 3), np.array([1, 5])), error=IndexRangeError, message="index 5")
     yield Sample(embedding, (values(5, 3), np.array([1, -1])), error=IndexRangeError, message="index -1")
     yield Sample(embedding, (values(5), np.array([1])), error=ShapeError, message="[rows, features]")
-    yield Sample(embedding, (values(5, 3), np.array([1])), {"padding_idx": 5}, error=ArgumentError, message="padding_idx")
+    yield Sample(
+        embedding,
+        (values(5, 3), np.array([1])),
+        {"padding_idx": 5},
+        error=ArgumentError,
+        message="padding_idx",
+    )

@@ -19,7 +19,7 @@ from thalweg.ops.contraction import MatMul, in_float32, matmul
 from thalweg.ops.core import apply, composite, operand, promoted, require
 from thalweg.ops.movement import expand_dims, moveaxis, reshape, slice_axis, squeeze, transpose
 from thalweg.ops.reduction import sum as reduce_sum
-from thalweg.ops.samples import Sample, samples, special, values
+from thalweg.ops.samples import Sample, functional, samples, special, values
 from thalweg.types import normalize_axis
 
 Array = np.ndarray[Any, Any]
@@ -33,7 +33,7 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     require(
         x.ndim >= 1 and x.shape[-1] == weight.shape[1],
         f"linear needs an input with {weight.shape[1]} elements on its last axis (weight {weight.shape} is "
-        f"[out features, in features]), received "
+        "[out features, in features]), received "
         + (f"{x.shape[-1]} on axis {x.ndim - 1} of shape {x.shape}" if x.ndim else "a 0-d tensor"),
     )
     require(
@@ -58,7 +58,8 @@ def _linear_gradient(inputs: Any, outputs: Any, cotangents: Any) -> Sequence[Any
 
 @_linear.reference
 def _linear_reference(x: Array, weight: Array, bias: Array | None) -> Array:
-    result = np.matmul(in_float32(x), in_float32(weight).T).astype(x.dtype, copy=False)
+    product: Array = np.matmul(in_float32(x), in_float32(weight).T)
+    result = product.astype(x.dtype, copy=False)
     return result if bias is None else result + bias
 
 
@@ -68,7 +69,8 @@ def _rows(x: Any) -> Any:
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    """x weight^T + bias over the last axis: `x` [.., in], `weight` [out, in], `bias` [out], the result [.., out].
+    """x weight^T + bias over the last axis: `x` [.., in], `weight` [out, in], `bias` [out], the result [..,
+    out].
 
     Raises `ShapeError` naming both sizes where x does not have `in` elements on its last axis.
     """
@@ -77,7 +79,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return _linear(x, weight, bias)
 
 
-# ---- products of vectors and tensors --------------------------------------------------------------------------------
+# ---- products of vectors and tensors -----------------------------------------------------------------------
 
 
 def outer(x: Any, y: Any) -> Any:
@@ -92,16 +94,20 @@ def vecdot(x: Any, y: Any, axis: int = -1) -> Any:
     """The sum of products along `axis` of both operands; the other axes broadcast (array API `vecdot`)."""
     x, y = promoted(x, y)
     if x.ndim == 0 or y.ndim == 0:
-        raise ShapeError(f"vecdot needs operands with at least one axis, received shapes {x.shape} and {y.shape}")
+        raise ShapeError(
+            f"vecdot needs operands with at least one axis, received shapes {x.shape} and {y.shape}"
+        )
     x, y = moveaxis(x, axis, -1), moveaxis(y, axis, -1)
     if x.shape[-1] != y.shape[-1]:
-        raise ShapeError(f"vecdot needs equal sizes along axis {axis}, received {x.shape[-1]} and {y.shape[-1]}")
+        raise ShapeError(
+            f"vecdot needs equal sizes along axis {axis}, received {x.shape[-1]} and {y.shape[-1]}"
+        )
     product = matmul(expand_dims(x, -2), expand_dims(y, -1))
     return reshape(product, product.shape[:-2])
 
 
 def dot(x: Any, y: Any) -> Any:
-    """NumPy's `dot`: the last axis of `x` summed with the second to last (or only) axis of `y`; 0-d multiplies."""
+    """NumPy's `dot`: sums over the last axis of `x` and the second to last (or only) one of `y`."""
     x, y = promoted(x, y)
     if x.ndim == 0 or y.ndim == 0:
         return x * y
@@ -109,7 +115,8 @@ def dot(x: Any, y: Any) -> Any:
 
 
 def tensordot(x: Any, y: Any, axes: Any = 2) -> Any:
-    """The sum of products over pairs of axes: `axes` is a number n (the last n of `x`, the first n of `y`) or two lists.
+    """The sum of products over pairs of axes: `axes` is a number n (the last n of `x`, the first n of `y`) or
+    two lists.
 
     The result has the remaining axes of `x`, then those of `y`.
     """
@@ -123,7 +130,8 @@ def tensordot(x: Any, y: Any, axes: Any = 2) -> Any:
     else:
         if not isinstance(axes, int) or not 0 <= axes <= min(x.ndim, y.ndim):
             raise ArgumentError(
-                f"axes must lie between 0 and the number of axes, received {axes!r} for shapes {x.shape} and {y.shape}"
+                f"axes must lie between 0 and the number of axes, received {axes!r} for shapes {x.shape} and "
+                f"{y.shape}"
             )
         first, second = tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))
     if len(first) != len(second) or len(set(first)) != len(first) or len(set(second)) != len(second):
@@ -133,8 +141,8 @@ def tensordot(x: Any, y: Any, axes: Any = 2) -> Any:
     for one, other in zip(first, second, strict=True):
         if x.shape[one] != y.shape[other]:
             raise ShapeError(
-                f"tensordot sums axis {one} of size {x.shape[one]} with axis {other} of size {y.shape[other]}; they must "
-                f"be equal (shapes {x.shape} and {y.shape})"
+                f"tensordot sums axis {one} of size {x.shape[one]} with axis {other} of size "
+                f"{y.shape[other]}; they must be equal (shapes {x.shape} and {y.shape})"
             )
         right[other] = one
     summed = {names[axis] for axis in first}
@@ -143,7 +151,7 @@ def tensordot(x: Any, y: Any, axes: Any = 2) -> Any:
     return _contract(_Term(x, tuple(left)), _Term(y, tuple(right)), tuple(output), tuple(output)).value
 
 
-# ---- einsum ---------------------------------------------------------------------------------------------------------
+# ---- einsum ------------------------------------------------------------------------------------------------
 
 Label = int | str
 Labels = tuple[Label, ...]
@@ -157,12 +165,14 @@ class _Term(NamedTuple):
 
 
 def einsum(equation: str, *operands: Any) -> Any:
-    """The sum of products that `equation` names: "bij,bjk->bik" is a batched matrix product (NumPy's `einsum`).
+    """The sum of products that `equation` names: "bij,bjk->bik" is a batched matrix product (NumPy's
+    `einsum`).
 
-    Each letter is an axis; letters that are not in the result are summed, a letter twice in one operand is its diagonal,
-    "..." stands for any further axes, which broadcast. Without "->" the result has the letters that occur once, in
-    alphabetical order. More than two operands are contracted in an order that keeps the intermediate results small.
-    Raises `ArgumentError` for an equation that cannot be read and `ShapeError` for sizes that differ.
+    Each letter is an axis; letters that are not in the result are summed, a letter twice in one operand is
+    its diagonal, "..." stands for any further axes, which broadcast. Without "->" the result has the letters
+    that occur once, in alphabetical order. More than two operands are contracted in an order that keeps the
+    intermediate results small. Raises `ArgumentError` for an equation that cannot be read and `ShapeError`
+    for sizes that differ.
     """
     if not isinstance(equation, str):
         raise ArgumentError(f'einsum needs an equation such as "ij,jk->ik" first, received {equation!r}')
@@ -177,7 +187,9 @@ def einsum(equation: str, *operands: Any) -> Any:
         terms = [term for position, term in enumerate(terms) if position not in pair]
         kept = {label for term in terms for label in term.labels} | set(output)
         needed = tuple(
-            label for label in dict.fromkeys(label for term in chosen for label in term.labels) if label in kept
+            label
+            for label in dict.fromkeys(label for term in chosen for label in term.labels)
+            if label in kept
         )
         terms.append(_contract(chosen[0], chosen[1], needed, output))
     (last,) = terms
@@ -185,7 +197,9 @@ def einsum(equation: str, *operands: Any) -> Any:
     missing = [label for label in output if label not in result.labels]
     if missing:
         # only axes of size 1 were dropped entirely
-        result = _Term(reshape(result.value, (*result.value.shape, *(1,) * len(missing))), (*result.labels, *missing))
+        result = _Term(
+            reshape(result.value, (*result.value.shape, *(1,) * len(missing))), (*result.labels, *missing)
+        )
     return transpose(result.value, [result.labels.index(label) for label in output])
 
 
@@ -196,11 +210,17 @@ def _parse(equation: str, values: Sequence[Any]) -> tuple[list[_Term], Labels]:
     parts = left.split(",")
     for part in (*parts, right):
         if not re.fullmatch(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*", part):
-            raise ArgumentError(f'einsum cannot read {part!r} in {equation!r}: write letters and at most one "..."')
+            raise ArgumentError(
+                f'einsum cannot read {part!r} in {equation!r}: write letters and at most one "..."'
+            )
     if len(parts) != len(values):
         raise ArgumentError(f"einsum equation {equation!r} has {len(parts)} operands, received {len(values)}")
-    terms = [_Term(value, _expand_labels(equation, part, value)) for part, value in zip(parts, values, strict=True)]
-    widest = max((-min((label for label in term.labels if isinstance(label, int)), default=0) for term in terms))
+    terms = [
+        _Term(value, _expand_labels(equation, part, value)) for part, value in zip(parts, values, strict=True)
+    ]
+    widest = max(
+        -min((label for label in term.labels if isinstance(label, int)), default=0) for term in terms
+    )
     ellipsis: Labels = tuple(range(-widest, 0))
     if not arrow:
         counts = Counter(label for term in terms for label in term.labels if isinstance(label, str))
@@ -210,7 +230,9 @@ def _parse(equation: str, values: Sequence[Any]) -> tuple[list[_Term], Labels]:
     known = {label for term in terms for label in term.labels}
     for label in output:
         if label not in known or output.count(label) > 1:
-            raise ArgumentError(f"einsum: {label!r} in the result of {equation!r} must name one axis of an operand")
+            raise ArgumentError(
+                f"einsum: {label!r} in the result of {equation!r} must name one axis of an operand"
+            )
     return terms, output
 
 
@@ -219,7 +241,8 @@ def _expand_labels(equation: str, part: str, value: Any) -> Labels:
     further = value.ndim - len(before) - len(after)
     if further < 0 or (further and not dots):
         raise ShapeError(
-            f"einsum: {part!r} in {equation!r} names {len(before) + len(after)} axes, the operand has shape {value.shape}"
+            f"einsum: {part!r} in {equation!r} names {len(before) + len(after)} axes, the operand has shape "
+            f"{value.shape}"
         )
     return (*before, *range(-further, 0), *after)
 
@@ -263,7 +286,9 @@ def _without_single(term: _Term, sizes: Mapping[Label, int]) -> _Term:
     return _Term(squeeze(term.value, dropped) if dropped else term.value, labels)
 
 
-def _contraction_order(terms: Sequence[_Term], output: Labels, sizes: Mapping[Label, int]) -> list[tuple[int, int]]:
+def _contraction_order(
+    terms: Sequence[_Term], output: Labels, sizes: Mapping[Label, int]
+) -> list[tuple[int, int]]:
     """Pairs of positions to contract: each time the pair with the smallest result relative to its operands.
 
     The result of a pair goes to the end of the list.
@@ -300,15 +325,19 @@ def _sum_out(term: _Term, kept: set[Label]) -> _Term:
 
 
 def _contract(first: _Term, second: _Term, kept: Labels, output: Labels) -> _Term:
-    """The product of two terms summed over their labels that are not in `kept`: one `matmul`, or a plain product.
+    """The product of two terms summed over their labels that are not in `kept`: one `matmul`, or a plain
+    product.
 
-    The result's labels are those that run together, then those of one operand, then those of the other; the operand
-    whose own labels come first in `output` is on the left.
+    The result's labels are those that run together, then those of one operand, then those of the other; the
+    operand whose own labels come first in `output` is on the left.
     """
     first = _sum_out(first, set(kept) | set(second.labels))
     second = _sum_out(second, set(kept) | set(first.labels))
     common = [label for label in first.labels if label in second.labels]
-    batch, summed = [label for label in common if label in kept], [label for label in common if label not in kept]
+    batch, summed = (
+        [label for label in common if label in kept],
+        [label for label in common if label not in kept],
+    )
     own = [[label for label in term.labels if label not in common] for term in (first, second)]
     if own[0] and own[1] and _place(output, own[1][0]) < _place(output, own[0][0]):
         first, second, own = second, first, own[::-1]
@@ -336,7 +365,7 @@ def _aligned(term: _Term, labels: Labels) -> Any:
 def _as_matrices(
     term: _Term, batch: list[Label], own: list[Label], summed: list[Label], right: bool
 ) -> tuple[Any, bool]:
-    """The operand as [batch, rows, columns] and its transpose flag; of the two orders the one that moves nothing."""
+    """The operand as [batch, rows, columns], and its transpose flag: the order that moves nothing."""
     plain = (*batch, *summed, *own) if right else (*batch, *own, *summed)
     swapped = (*batch, *own, *summed) if right else (*batch, *summed, *own)
     flag = term.labels == swapped and term.labels != plain
@@ -349,25 +378,37 @@ def _as_matrices(
     return reshape(value, (*lead, rows, columns)), flag
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 @samples("linear")
 def _linear_samples() -> Iterator[Sample]:
-    def theirs(torch: Any, *tensors: Any) -> Any:
-        return torch.nn.functional.linear(*tensors)
+    theirs = functional("linear")
 
-    for lead, inner, out in (((2,), 3, 4), ((), 5, 3), ((0,), 3, 2), ((1,), 1, 1), ((2, 3), 5, 7), ((4, 1, 2), 3, 5)):
+    for lead, inner, out in (
+        ((2,), 3, 4),
+        ((), 5, 3),
+        ((0,), 3, 2),
+        ((1,), 1, 1),
+        ((2, 3), 5, 7),
+        ((4, 1, 2), 3, 5),
+    ):
         x, weight = values(*lead, inner), values(out, inner, seed=1)
         yield Sample(linear, (x, weight), torch=theirs)
         yield Sample(linear, (x, weight, values(out, seed=2)), torch=theirs)
-    yield Sample(linear, (values(5, 400), values(120, 400), values(120)), torch=theirs, tolerance=10, gradient=False)
+    yield Sample(
+        linear, (values(5, 400), values(120, 400), values(120)), torch=theirs, tolerance=10, gradient=False
+    )
     for dtype in ("float16", "bfloat16", "float64"):
         x, weight, bias = (values(*shape, dtype=dtype) for shape in ((3, 5), (4, 5), (4,)))
         yield Sample(linear, (x, weight, bias), torch=theirs, tolerance=8)
     yield Sample(linear, (np.stack([special(), special()[::-1]]), values(3, special().size)))
-    yield Sample(linear, (values(2, 256), values(120, 400)), error=ShapeError, message="400 elements on its last axis")
-    yield Sample(linear, (values(2, 3), values(4, 3), values(3)), error=ShapeError, message="bias of shape (4,)")
+    yield Sample(
+        linear, (values(2, 256), values(120, 400)), error=ShapeError, message="400 elements on its last axis"
+    )
+    yield Sample(
+        linear, (values(2, 3), values(4, 3), values(3)), error=ShapeError, message="bias of shape (4,)"
+    )
     yield Sample(linear, (values(2, 3), values(3)), error=ShapeError, message="[out features, in features]")
     yield Sample(linear, (values(), values(4, 3)), error=ShapeError, message="0-d")
 
@@ -388,22 +429,34 @@ def _einsum_samples() -> Iterator[Sample]:
     yield both("iij,jk,k", values(3, 3, 2), values(2, 4), values(4))
     yield both("abc,cd,be->ade", values(2, 3, 4), values(4, 2), values(3, 5))
     yield both("ij,jk->ik", values(2, 0), values(0, 3))
-    yield Sample(tensordot, (values(2, 3, 4), values(3, 4, 5)), torch=lambda torch, x, y: torch.tensordot(x, y, 2))
+    yield Sample(
+        tensordot, (values(2, 3, 4), values(3, 4, 5)), torch=lambda torch, x, y: torch.tensordot(x, y, 2)
+    )
     yield Sample(tensordot, (values(2, 3, 4), values(4, 2, 5)), {"axes": ((0, 2), (1, 0))})
     yield Sample(dot, (values(2, 3), values(4, 3, 5)))
     yield Sample(vecdot, (values(2, 3, 4), values(3, 1)), {"axis": 1}, error=ShapeError, message="axis")
     yield Sample(vecdot, (values(2, 3), values(3)), torch=lambda torch, x, y: torch.linalg.vecdot(x, y))
-    for equation, message in (("ij,jk->ii", "must name one axis"), ("i.j,jk", "cannot read"), ("ij->i", "1 operands")):
+    for equation, message in (
+        ("ij,jk->ii", "must name one axis"),
+        ("i.j,jk", "cannot read"),
+        ("ij->i", "1 operands"),
+    ):
         yield Sample(
             lambda x, y, text=equation: einsum(text, x, y),
             (values(2, 3), values(3, 2)),
             error=ArgumentError,
             message=message,
         )
-    yield Sample(lambda x, y: einsum("ij,jk", x, y), (values(2, 3), values(2, 3)), error=ShapeError, message="'j'")
-    yield Sample(lambda x, y: einsum("ij,j", x, y), (values(2, 3, 1), values(3)), error=ShapeError, message="names 2")
+    yield Sample(
+        lambda x, y: einsum("ij,jk", x, y), (values(2, 3), values(2, 3)), error=ShapeError, message="'j'"
+    )
+    yield Sample(
+        lambda x, y: einsum("ij,j", x, y), (values(2, 3, 1), values(3)), error=ShapeError, message="names 2"
+    )
     yield Sample(tensordot, (values(2, 3), values(2, 3)), {"axes": 1}, error=ShapeError, message="size 3")
-    yield Sample(tensordot, (values(2, 3), values(2, 3)), {"axes": 3}, error=ArgumentError, message="between 0")
+    yield Sample(
+        tensordot, (values(2, 3), values(2, 3)), {"axes": 3}, error=ArgumentError, message="between 0"
+    )
     yield Sample(outer, (values(2, 3), values(3)), error=ShapeError, message="two vectors")
 
 

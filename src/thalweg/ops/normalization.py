@@ -1,7 +1,7 @@
 """Normalisation: layer, RMS, group, instance and batch norm, with PyTorch's semantics and argument names.
 
-Statistics of 16-bit tensors are computed and returned in float32. The gradients have closed forms over residuals (mean
-and reciprocal deviation), so that nothing of the tensor's size is kept besides the input.
+Statistics of 16-bit tensors are computed and returned in float32. The gradients have closed forms over
+residuals (mean and reciprocal deviation), so that nothing of the tensor's size is kept besides the input.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ def _trailing(x: Any, normalized_shape: Any, weight: Any, bias: Any, what: str) 
     listed = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
     if not listed or tuple(x.shape[-len(listed) :]) != listed:
         raise ArgumentError(
-            f"{what} with normalized_shape {listed} needs an input whose last axes have these sizes, received "
-            f"shape {x.shape}"
+            f"{what} with normalized_shape {listed} needs an input whose last axes have these sizes, "
+            f"received shape {x.shape}"
         )
     return len(listed)
 
 
 def _last_axes(what: str, x: Any, count: int, weight: Any, bias: Any) -> tuple[int, ...]:
     require(
-        1 <= count <= x.ndim, f"{what} over the last {count} axes needs as many, received a tensor of shape {x.shape}"
+        1 <= count <= x.ndim,
+        f"{what} over the last {count} axes needs as many, received a tensor of shape {x.shape}",
     )
     for name, value in (("weight", weight), ("bias", bias)):
         require(
@@ -64,7 +65,7 @@ def _small_operands(x: Any, *others: Any) -> tuple[Any, ...]:
     return (x, *(None if other is None else cast(other, x.dtype) for other in others))
 
 
-# ---- layer norm -----------------------------------------------------------------------------------------------------
+# ---- layer norm --------------------------------------------------------------------------------------------
 
 
 @composite
@@ -80,7 +81,9 @@ def _layer_norm_with_residuals(
     return _layer_norm_parts(x, weight, bias, normalized_ndim, eps)
 
 
-def _layer_norm_parts(x: Any, weight: Any, bias: Any, normalized_ndim: int, eps: float) -> tuple[Any, Any, Any]:
+def _layer_norm_parts(
+    x: Any, weight: Any, bias: Any, normalized_ndim: int, eps: float
+) -> tuple[Any, Any, Any]:
     axes = _last_axes("layer_norm", x, normalized_ndim, weight, bias)
     source = wide(x)
     mean = _mean(source, axes)
@@ -90,7 +93,9 @@ def _layer_norm_parts(x: Any, weight: Any, bias: Any, normalized_ndim: int, eps:
 
 
 @composite
-def _layer_norm_gradient(g: Any, x: Any, mean: Any, scale: Any, weight: Any = None, *, normalized_ndim: int) -> Any:
+def _layer_norm_gradient(
+    g: Any, x: Any, mean: Any, scale: Any, weight: Any = None, *, normalized_ndim: int
+) -> Any:
     """The gradient with respect to x."""
     axes = tuple(range(x.ndim - normalized_ndim, x.ndim))
     normal = (wide(x) - mean) * scale
@@ -114,18 +119,21 @@ def _layer_norm_rule(
     return (by_x, by_weight, by_bias)
 
 
-def layer_norm(x: Any, weight: Any = None, bias: Any = None, *, normalized_shape: Any = None, eps: float = 1e-5) -> Any:
-    """(x - mean) / sqrt(variance + eps) over the last axes, then times `weight` plus `bias` (Ba et al., 2016).
+def layer_norm(
+    x: Any, weight: Any = None, bias: Any = None, *, normalized_shape: Any = None, eps: float = 1e-5
+) -> Any:
+    """(x - mean) / sqrt(variance + eps) over the last axes, then times `weight` plus `bias` (Ba et al.,
+    2016).
 
-    `normalized_shape` gives the sizes of these axes (None: the weight's, else the last axis). The variance is the biased
-    one.
+    `normalized_shape` gives the sizes of these axes (None: the weight's, else the last axis). The variance is
+    the biased one.
     """
     x, weight, bias = _small_operands(x, weight, bias)
     count = _trailing(x, normalized_shape, weight, bias, "layer_norm")
     return _layer_norm(x, weight, bias, normalized_ndim=count, eps=number(eps, "eps"))
 
 
-# ---- root mean square -----------------------------------------------------------------------------------------------
+# ---- root mean square --------------------------------------------------------------------------------------
 
 
 @composite
@@ -156,7 +164,9 @@ def _rms_norm_gradient(g: Any, x: Any, scale: Any, weight: Any = None, *, normal
 
 
 @_rms_norm.gradient
-def _rms_norm_rule(inputs: Any, outputs: Any, cotangents: Any, *, normalized_ndim: int, eps: float) -> Sequence[Any]:
+def _rms_norm_rule(
+    inputs: Any, outputs: Any, cotangents: Any, *, normalized_ndim: int, eps: float
+) -> Sequence[Any]:
     (x, weight), (_, scale), (g,) = inputs, outputs, cotangents
     by_x = _rms_norm_gradient(g, x, scale, weight, normalized_ndim=normalized_ndim)
     if weight is None:
@@ -171,8 +181,8 @@ _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "floa
 def rms_norm(x: Any, weight: Any = None, *, normalized_shape: Any = None, eps: float | None = None) -> Any:
     """x / sqrt(mean of squares + eps) over the last axes, then times `weight` (Zhang and Sennrich, 2019).
 
-    `normalized_shape` as in `layer_norm`; `eps` None is the element type's distance of 1 from the next number, as in
-    PyTorch.
+    `normalized_shape` as in `layer_norm`; `eps` None is the element type's distance of 1 from the next
+    number, as in PyTorch.
     """
     x, weight = _small_operands(x, weight)
     count = _trailing(x, normalized_shape, weight, None, "rms_norm")
@@ -180,7 +190,7 @@ def rms_norm(x: Any, weight: Any = None, *, normalized_shape: Any = None, eps: f
     return _rms_norm(x, weight, normalized_ndim=count, eps=eps)
 
 
-# ---- group and instance norm ----------------------------------------------------------------------------------------
+# ---- group and instance norm -------------------------------------------------------------------------------
 
 
 def _per_channel(what: str, x: Any, *values: Any) -> list[Any]:
@@ -189,8 +199,8 @@ def _per_channel(what: str, x: Any, *values: Any) -> list[Any]:
     for value in values:
         require(
             value is None or value.shape == (x.shape[1],),
-            f"{what} needs weights, biases and statistics with one element for each of the {x.shape[1]} channels, "
-            f"received shape {None if value is None else value.shape}",
+            f"{what} needs weights, biases and statistics with one element for each of the {x.shape[1]} "
+            f"channels, received shape {None if value is None else value.shape}",
         )
     shape = (x.shape[1], *(1,) * (x.ndim - 2))
     return [None if value is None else reshape(wide(value), shape) for value in values]
@@ -210,7 +220,8 @@ def _group_norm(x: Any, weight: Any = None, bias: Any = None, *, num_groups: int
 
 
 def group_norm(x: Any, weight: Any = None, bias: Any = None, *, num_groups: int, eps: float = 1e-5) -> Any:
-    """Each sample's channels [B, C, ...] normalised in `num_groups` groups, then scaled by channel (Wu and He, 2018)."""
+    """Each sample's channels [B, C, ...] normalised in `num_groups` groups, then scaled by channel (Wu and
+    He, 2018)."""
     x, weight, bias = _small_operands(x, weight, bias)
     if not isinstance(num_groups, int) or num_groups < 1:
         raise ArgumentError(f"num_groups must be a positive integer, received {num_groups!r}")
@@ -220,11 +231,13 @@ def group_norm(x: Any, weight: Any = None, bias: Any = None, *, num_groups: int,
 def instance_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5) -> Any:
     """Each channel of each sample of [B, C, *spatial] normalised on its own (Ulyanov et al., 2016)."""
     x = floating(x)
-    require(x.ndim >= 3, f"instance_norm needs a tensor [batch, channels, *spatial], received shape {x.shape}")
+    require(
+        x.ndim >= 3, f"instance_norm needs a tensor [batch, channels, *spatial], received shape {x.shape}"
+    )
     return group_norm(x, weight, bias, num_groups=x.shape[1], eps=eps)
 
 
-# ---- batch norm -----------------------------------------------------------------------------------------------------
+# ---- batch norm --------------------------------------------------------------------------------------------
 
 
 @composite
@@ -234,7 +247,7 @@ def _batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> 
 
 @_batch_norm.residuals
 def _batch_norm_with_residuals(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> Any:
-    """Result and statistics, and once more the mean and 1 / sqrt(variance + eps), which gradients do flow through."""
+    """Result, statistics, and the mean and 1 / sqrt(variance + eps) through which gradients do flow."""
     return _batch_norm_parts(x, weight, bias, eps)
 
 
@@ -243,8 +256,8 @@ def _batch_norm_parts(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, 
     axes = (0, *range(2, x.ndim))
     require(
         math.prod(x.shape[axis] for axis in axes) > 1,
-        f"batch_norm in training needs more than one value for each channel, received shape {x.shape}; use a larger "
-        "batch, or the running statistics (eval mode)",
+        f"batch_norm in training needs more than one value for each channel, received shape {x.shape}; use "
+        "a larger batch, or the running statistics (eval mode)",
     )
     source = wide(x)
     mean = _mean(source, axes)
@@ -282,10 +295,11 @@ def _batch_norm_rule(inputs: Any, outputs: Any, cotangents: Any, *, eps: float) 
 
 
 def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5) -> Any:
-    """Training: channels [B, C, ...] normalised over the batch (Ioffe and Szegedy, 2015), and their statistics.
+    """Training: channels [B, C, ...] normalised over the batch (Ioffe and Szegedy, 2015), and their
+    statistics.
 
-    Returns (result, mean [C], variance [C]); the variance is the biased one (PyTorch's running variance takes it times
-    n / (n - 1)). The statistics are for running averages: no gradient flows through them.
+    Returns (result, mean [C], variance [C]); the variance is the biased one (PyTorch's running variance takes
+    it times n / (n - 1)). The statistics are for running averages: no gradient flows through them.
     """
     x, weight, bias = _small_operands(x, weight, bias)
     return _batch_norm(x, weight, bias, eps=number(eps, "eps"))
@@ -310,7 +324,7 @@ def batch_norm_inference(
     return _batch_norm_inference(x, mean, variance, weight, bias, eps=number(eps, "eps"))
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 def _norm_samples(function: Any, theirs: Any, biased: bool, **options: Any) -> Iterator[Sample]:
@@ -318,18 +332,32 @@ def _norm_samples(function: Any, theirs: Any, biased: bool, **options: Any) -> I
     for shape, count in (((3, 5), 1), ((2, 3, 4), 1), ((2, 3, 4), 2), ((7,), 1), ((1, 9), 1), ((0, 4), 1)):
         x, trailing = values(*shape), shape[len(shape) - count :]
         affine = [values(*trailing, seed=seed) for seed in ((1, 2) if biased else (1,))]
-        plain = lambda torch, v, t=trailing: theirs(torch, v, t)
+        plain = lambda torch, v, t=trailing: theirs(torch, v, t)  # noqa: E731
         yield Sample(function, (x,), {"normalized_shape": trailing, **options}, torch=plain, tolerance=4)
-        scaled = lambda torch, v, *a, t=trailing: theirs(torch, v, t, *a)
+        scaled = lambda torch, v, *a, t=trailing: theirs(torch, v, t, *a)  # noqa: E731
         yield Sample(function, (x, *affine), options, torch=scaled, tolerance=4)
     for dtype in ("float16", "bfloat16", "float64"):
-        operands = [values(*shape, dtype=dtype) for shape in ((4, 16), *((16,),) * (2 if biased else 1))]
-        scaled = lambda torch, v, *a: theirs(torch, v, (16,), *a)
-        yield Sample(function, operands, options, torch=scaled, tolerance=8)
-    yield Sample(function, (values(3, 5) * 100 + 1000,), options, torch=lambda torch, v: theirs(torch, v, (5,)), tolerance=2000)
-    yield Sample(function, (np.zeros((2, 5), np.float32),), options, torch=lambda torch, v: theirs(torch, v, (5,)), gradient=False)
+        given = [values(*shape, dtype=dtype) for shape in ((4, 16), *((16,),) * (2 if biased else 1))]
+        scaled = lambda torch, v, *a: theirs(torch, v, (16,), *a)  # noqa: E731
+        yield Sample(function, given, options, torch=scaled, tolerance=8)
+    yield Sample(
+        function,
+        (values(3, 5) * 100 + 1000,),
+        options,
+        torch=lambda torch, v: theirs(torch, v, (5,)),
+        tolerance=2000,
+    )
+    yield Sample(
+        function,
+        (np.zeros((2, 5), np.float32),),
+        options,
+        torch=lambda torch, v: theirs(torch, v, (5,)),
+        gradient=False,
+    )
     yield Sample(function, (values(3, 5), values(4)), error=ShapeError, message="a weight of that shape")
-    yield Sample(function, (values(3, 5),), {"normalized_shape": (3,)}, error=ArgumentError, message="last axes")
+    yield Sample(
+        function, (values(3, 5),), {"normalized_shape": (3,)}, error=ArgumentError, message="last axes"
+    )
     yield Sample(function, (values(5), values(3, 5)), error=ShapeError, message="last 2 axes")
 
 
@@ -347,23 +375,34 @@ def _rms_norm_samples() -> Iterator[Sample]:
     yield from _norm_samples(rms_norm, theirs, False, eps=1e-5)
     default = lambda torch, x: torch.nn.functional.rms_norm(x, (5,))  # noqa: E731
     for dtype in ("float32", "float16", "bfloat16"):
-        yield Sample(rms_norm, (values(3, 5, dtype=dtype) * values(1, dtype=dtype),), torch=default, tolerance=4)
+        yield Sample(
+            rms_norm, (values(3, 5, dtype=dtype) * values(1, dtype=dtype),), torch=default, tolerance=4
+        )
 
 
 @samples("group_norm")
 def _group_norm_samples() -> Iterator[Sample]:
-    for shape, groups in (((2, 4, 3), 2), ((2, 6, 3, 2), 3), ((3, 4), 2), ((1, 3, 2, 2, 2), 1), ((2, 3, 5), 3), ((0, 4, 3), 2)):
-        theirs = lambda torch, x, *a, n=groups: torch.nn.functional.group_norm(x, n, *a)
+    for shape, groups in (
+        ((2, 4, 3), 2),
+        ((2, 6, 3, 2), 3),
+        ((3, 4), 2),
+        ((1, 3, 2, 2, 2), 1),
+        ((2, 3, 5), 3),
+        ((0, 4, 3), 2),
+    ):
+        theirs = lambda torch, x, *a, n=groups: torch.nn.functional.group_norm(x, n, *a)  # noqa: E731
         affine = (values(shape[1], seed=1), values(shape[1], seed=2))
         torch = theirs if 0 not in shape else None
         yield Sample(group_norm, (values(*shape),), {"num_groups": groups}, torch=torch, tolerance=4)
         yield Sample(group_norm, (values(*shape), *affine), {"num_groups": groups}, torch=torch, tolerance=4)
-    theirs = lambda torch, x, *a: torch.nn.functional.group_norm(x, 2, *a)
+    theirs = lambda torch, x, *a: torch.nn.functional.group_norm(x, 2, *a)  # noqa: E731
     for dtype in ("bfloat16", "float64"):
-        operands = [values(*shape, dtype=dtype) for shape in ((2, 4, 6), (4,), (4,))]
+        operands = tuple(values(*shape, dtype=dtype) for shape in ((2, 4, 6), (4,), (4,)))
         yield Sample(group_norm, operands, {"num_groups": 2}, torch=theirs, tolerance=8)
     instance = lambda torch, x, *a: torch.nn.functional.instance_norm(x, None, None, *a)  # noqa: E731
-    yield Sample(instance_norm, (values(2, 3, 4, 5), values(3), values(3, seed=1)), torch=instance, tolerance=4)
+    yield Sample(
+        instance_norm, (values(2, 3, 4, 5), values(3), values(3, seed=1)), torch=instance, tolerance=4
+    )
     for function, operands, options, message in (
         (group_norm, (values(2, 5, 3),), {"num_groups": 2}, "5 channels"),
         (group_norm, (values(2, 4, 3), values(3)), {"num_groups": 2}, "each of the 4 channels"),
@@ -381,8 +420,12 @@ def _channel_operands(shape: tuple[int, ...], dtype: str = "float32") -> tuple[A
 @samples("batch_norm")
 def _batch_norm_samples() -> Iterator[Sample]:
     def theirs(torch: Any, x: Any, *affine: Any, eps: float = 1e-5) -> Any:
-        mean, variance = (torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2))
-        result = torch.nn.functional.batch_norm(x, mean, variance, *affine, training=True, momentum=1.0, eps=eps)
+        mean, variance = (
+            torch.zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2)
+        )
+        result = torch.nn.functional.batch_norm(
+            x, mean, variance, *affine, training=True, momentum=1.0, eps=eps
+        )
         count = x.numel() // x.shape[1]
         return result, mean, variance * ((count - 1) / count)
 
@@ -417,4 +460,6 @@ def _batch_norm_inference_samples() -> Iterator[Sample]:
         yield Sample(batch_norm_inference, (x, *statistics, weight, bias), torch=theirs, tolerance=4)
     x, mean, variance = values(2, 3, 4, dtype="bfloat16"), values(3), values(3, low=0.2, high=2)
     yield Sample(batch_norm_inference, (x, mean, variance), tolerance=8)
-    yield Sample(batch_norm_inference, (values(4, 3), values(2), values(3)), error=ShapeError, message="statistics")
+    yield Sample(
+        batch_norm_inference, (values(4, 3), values(2), values(3)), error=ShapeError, message="statistics"
+    )

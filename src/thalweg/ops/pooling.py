@@ -1,9 +1,11 @@
-"""Pooling: the primitives that gather windows of [B, C, *spatial] and scatter them back, and the functions on them.
+"""Pooling: the primitives that gather windows of [B, C, *spatial] and scatter them back, and the functions on
+them.
 
-`max_pool` gives values and indices; its gradient `max_unpool` places each cotangent where the index points, and the
-gradient of that is `max_pool_gather`. `sum_pool` and `sum_unpool` are each other's gradient; averages divide by counts
-that follow from the shapes. An index is the position inside the window (row-major over the kernel, without dilation), not
-inside the plane: it stays valid under any tiling, and a kernel of at most 256 taps may keep it in a byte.
+`max_pool` gives values and indices; its gradient `max_unpool` places each cotangent where the index points,
+and the gradient of that is `max_pool_gather`. `sum_pool` and `sum_unpool` are each other's gradient; averages
+divide by counts that follow from the shapes. An index is the position inside the window (row-major over the
+kernel, without dilation), not inside the plane: it stays valid under any tiling, and a kernel of at most 256
+taps may keep it in a byte.
 """
 
 from __future__ import annotations
@@ -23,32 +25,38 @@ from thalweg.ops.core import apply, cast, composite, floating, operand, primitiv
 from thalweg.ops.elementwise import floor_divide, where
 from thalweg.ops.movement import reshape
 from thalweg.ops.reduction import argmax, mean
-from thalweg.ops.samples import Sample, samples, special, values
+from thalweg.ops.samples import Sample, functional, samples, special, values
 from thalweg.ops.sources import constant, iota
 from thalweg.types import Type
 
 Array = np.ndarray[Any, Any]
 
 
-# ---- primitives -----------------------------------------------------------------------------------------------------
+# ---- primitives --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Pool(Op):
-    """Windows over the spatial axes of [B, C, *spatial]: tap t of window o reads o*stride + t*dilation - low."""
+    """Windows over [B, C, *spatial]: tap t of window o reads position o*stride + t*dilation - low."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     padding: Pairs
     dilation: tuple[int, ...]
 
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], Pairs, tuple[int, ...]]:
+        """What the ops over the same windows share."""
+        return (self.kernel, self.strides, self.padding, self.dilation)
+
     def pooled(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Numbers of windows; raises `ShapeError` where an axis is too short."""
         rank = len(self.kernel)
         require(
-            len(self.strides) == len(self.padding) == len(self.dilation) == rank >= 1 and len(spatial) == rank,
-            f"{self.name} over {rank} spatial axes needs a tensor [batch, channels, {', '.join(['size'] * rank)}], "
-            f"received {len(spatial) + 2} axes",
+            len(self.strides) == len(self.padding) == len(self.dilation) == rank >= 1
+            and len(spatial) == rank,
+            f"{self.name} over {rank} spatial axes needs a tensor [batch, channels, "
+            f"{', '.join(['size'] * rank)}], received {len(spatial) + 2} axes",
         )
         geometry = zip(spatial, self.kernel, self.strides, self.padding, self.dilation, strict=True)
         return tuple(window_positions(*axis, self.name, position) for position, axis in enumerate(geometry))
@@ -71,7 +79,7 @@ class Pool(Op):
         return min(inputs[0].size, outputs[0].size) * math.prod(self.kernel)
 
     def taps(self, plane: Array, out: Sequence[int]) -> Iterator[Array]:
-        """For each tap, in the order of the indices: the view of a padded array that it reads in every window."""
+        """For each tap, in the order of the indices: what it reads of a padded array in every window."""
         for tap in np.ndindex(*self.kernel):
             yield plane[
                 (
@@ -79,7 +87,9 @@ class Pool(Op):
                     slice(None),
                     *(
                         slice(t * spread, t * spread + (count - 1) * stride + 1, stride)
-                        for t, spread, count, stride in zip(tap, self.dilation, out, self.strides, strict=True)
+                        for t, spread, count, stride in zip(
+                            tap, self.dilation, out, self.strides, strict=True
+                        )
                     ),
                 )
             ]
@@ -97,7 +107,9 @@ class Pool(Op):
 
     def inside(self, padded: Array) -> Array:
         """The view of a padded array without its border."""
-        border = (slice(low, size - high) for size, (low, high) in zip(padded.shape[2:], self.padding, strict=True))
+        border = (
+            slice(low, size - high) for size, (low, high) in zip(padded.shape[2:], self.padding, strict=True)
+        )
         return padded[(slice(None), slice(None), *border)]
 
     def padded(self, x: Array, value: Any) -> Array:
@@ -113,8 +125,8 @@ class Pool(Op):
 class MaxPool(Pool):
     """The largest element of every window, and where in the window it was (int32).
 
-    Padding takes part as -inf and is never pointed at. The first of equal elements wins; NaN wins over numbers, the last
-    NaN over earlier ones (as PyTorch).
+    Padding takes part as -inf and is never pointed at. The first of equal elements wins; NaN wins over
+    numbers, the last NaN over earlier ones (as PyTorch).
     """
 
     def infer(self, x: Type) -> tuple[Type, ...]:
@@ -139,11 +151,15 @@ class MaxPool(Pool):
     def _reduce_axis(
         self, plane: Array, known: Array | None, axis: int, count: int, weight: int, has_nan: bool
     ) -> tuple[Array, Array]:
-        """Maxima of the windows along one spatial axis, and their positions: tap * weight + known position."""
+        """Maxima along one spatial axis, and their positions: tap * weight + known position."""
         taps = self.axis_taps(axis, count)
         best = plane[taps[0]].copy()
         small = np.uint8 if math.prod(self.kernel) <= 256 else np.int32
-        first = (self._first_taps(axis, count) * weight).astype(small).reshape(-1, *(1,) * (plane.ndim - axis - 3))
+        first = (
+            (self._first_taps(axis, count) * weight)
+            .astype(small)
+            .reshape(-1, *(1,) * (plane.ndim - axis - 3))
+        )
         index = np.zeros(best.shape, small) + (first if known is None else first + known[taps[0]])
         for tap, place in enumerate(taps[1:], 1):
             view = plane[place]
@@ -151,7 +167,9 @@ class MaxPool(Pool):
             if has_nan:
                 better |= np.isnan(view)
             position = small(tap * weight) if known is None else known[place] + small(tap * weight)
-            np.maximum(index, better * position, out=index)  # positions grow with the tap: the larger one is the new one
+            np.maximum(
+                index, better * position, out=index
+            )  # positions grow with the tap: the larger one is the new one
             np.maximum(best, view, out=best)
         return best, index
 
@@ -161,7 +179,7 @@ class MaxPool(Pool):
         return np.clip(-(missing // self.dilation[axis]), 0, self.kernel[axis] - 1).astype(np.int32)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
-        return (apply(MaxUnpool(*self.attributes().values(), inputs[0].shape[2:]), cotangents[0], outputs[1]),)
+        return (apply(MaxUnpool(*self.geometry, inputs[0].shape[2:]), cotangents[0], outputs[1]),)
 
 
 @primitive("max_unpool", Kind.MOVEMENT)
@@ -174,8 +192,8 @@ class MaxUnpool(Pool):
         expected = Type(types.int32, (*g.shape[:2], *self.pooled(self.spatial)))
         require(
             g.shape == expected.shape and indices == expected,
-            f"max_unpool to spatial sizes {self.spatial} needs values of shape {expected.shape} and indices {expected}, "
-            f"received {g} and {indices}",
+            f"max_unpool to spatial sizes {self.spatial} needs values of shape {expected.shape} and indices "
+            f"{expected}, received {g} and {indices}",
         )
         return (Type(g.dtype, (*g.shape[:2], *self.spatial)),)
 
@@ -187,14 +205,15 @@ class MaxUnpool(Pool):
         return np.ascontiguousarray(self.inside(result)).astype(g.dtype, copy=False)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
-        gather = MaxPoolGather(self.kernel, self.strides, self.padding, self.dilation)
+        gather = MaxPoolGather(*self.geometry)
         return (apply(gather, cotangents[0], inputs[1]), None)
 
 
 def _selected(x: Array, mask: Array) -> Array:
     """x where the mask is true, else 0, by its bits: several times faster than `np.where`, exact for NaN."""
     bits = np.dtype(f"i{x.dtype.itemsize}")
-    return (x.view(bits) & -mask.astype(bits)).view(x.dtype)
+    selected: Array = (x.view(bits) & -mask.astype(bits)).view(x.dtype)
+    return selected
 
 
 @primitive("max_pool_gather", Kind.MOVEMENT)
@@ -213,7 +232,7 @@ class MaxPoolGather(Pool):
         return result
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
-        unpool = MaxUnpool(*self.attributes().values(), inputs[0].shape[2:])
+        unpool = MaxUnpool(*self.geometry, inputs[0].shape[2:])
         return (apply(unpool, cotangents[0], inputs[1]), None)
 
 
@@ -228,7 +247,9 @@ class SumPool(Pool):
     def reference(self, x: Array) -> Array:
         out = self.pooled(x.shape[2:])
         result = self.padded(in_float32(x), 0)
-        for axis, count in enumerate(out):  # one axis after the other: as many additions as the kernel has rows and columns
+        for axis, count in enumerate(
+            out
+        ):  # one axis after the other: as many additions as the kernel has rows and columns
             views = [result[index] for index in self.axis_taps(axis, count)]
             total = views[0].copy()
             for view in views[1:]:
@@ -237,12 +258,13 @@ class SumPool(Pool):
         return result.astype(x.dtype, copy=False)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
-        return (apply(SumUnpool(*self.attributes().values(), inputs[0].shape[2:]), cotangents[0]),)
+        return (apply(SumUnpool(*self.geometry, inputs[0].shape[2:]), cotangents[0]),)
 
 
 @primitive("sum_unpool", Kind.REDUCTION)
 class SumUnpool(Pool):
-    """[B, C, *spatial] with each element of g added to every position of its window: the gradient of `sum_pool`."""
+    """[B, C, *spatial] with each element of g added to every position of its window: the gradient of
+    `sum_pool`."""
 
     spatial: tuple[int, ...]
 
@@ -262,10 +284,10 @@ class SumUnpool(Pool):
         return np.ascontiguousarray(self.inside(result)).astype(g.dtype, copy=False)
 
     def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
-        return (apply(SumPool(self.kernel, self.strides, self.padding, self.dilation), cotangents[0]),)
+        return (apply(SumPool(*self.geometry), cotangents[0]),)
 
 
-# ---- functions ------------------------------------------------------------------------------------------------------
+# ---- functions ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -282,20 +304,23 @@ class Windows:
     def of(x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Windows:
         rank = x.ndim - 2
         if rank not in (1, 2, 3):
-            raise ShapeError(f"pooling needs a tensor [batch, channels, *spatial] with 1 to 3 spatial axes, received {x.shape}")
+            raise ShapeError(
+                "pooling needs a tensor [batch, channels, *spatial] with 1 to 3 spatial axes, received "
+                f"{x.shape}"
+            )
         kernel = per_axis(kernel_size, rank, "kernel_size", 1)
         strides = kernel if stride is None else per_axis(stride, rank, "stride", 1)
         spread, border = per_axis(dilation, rank, "dilation", 1), per_axis(padding, rank, "padding", 0)
         for size, step, low in zip(kernel, spread, border, strict=True):
             if low > (step * (size - 1) + 1) // 2:
                 raise ArgumentError(
-                    f"padding must be at most half of the window, received padding {padding!r} for kernel_size "
-                    f"{kernel_size!r} and dilation {dilation!r}"
+                    f"padding must be at most half of the window, received padding {padding!r} for "
+                    f"kernel_size {kernel_size!r} and dilation {dilation!r}"
                 )
         return Windows(kernel, strides, border, spread, bool(ceil_mode))
 
     def pairs(self, spatial: Sequence[int]) -> Pairs:
-        """(low, high) padding. With `ceil_mode` the high side grows until the last window that begins inside fits."""
+        """(low, high) padding; in `ceil_mode` the high side lets the last window that begins inside fit."""
         found = []
         geometry = zip(spatial, self.kernel, self.strides, self.padding, self.dilation, strict=True)
         for size, kernel, stride, border, spread in geometry:
@@ -320,10 +345,12 @@ def max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """The largest element of every window of [B, C, *spatial], 1 to 3 spatial axes, as PyTorch's `max_pool{n}d`.
+    """The largest element of every window of [B, C, *spatial], 1 to 3 spatial axes, as PyTorch's
+    `max_pool{n}d`.
 
-    `stride` defaults to `kernel_size`. With `return_indices` also where each maximum was: its row-major position in the
-    input's plane (int64). Raises `ShapeError` where no window fits, `ArgumentError` for padding above half a window.
+    `stride` defaults to `kernel_size`. With `return_indices` also where each maximum was: its row-major
+    position in the input's plane (int64). Raises `ShapeError` where no window fits, `ArgumentError` for
+    padding above half a window.
     """
     x = operand(x)
     windows = Windows.of(x, kernel_size, stride, padding, dilation, ceil_mode)
@@ -348,8 +375,8 @@ def _plane_positions(op: MaxPool, indices: Any, spatial: Sequence[int]) -> Any:
 
 
 def _counts(windows: Windows, spatial: Sequence[int], out: Sequence[int], include_padding: bool) -> Array:
-    """How many elements each average divides by. The overhang of `ceil_mode` never counts, padding on request."""
-    total = np.ones((), np.int64)
+    """How many elements each average divides by; the overhang of `ceil_mode` never counts."""
+    total: Array = np.ones((), np.int64)
     geometry = zip(spatial, out, windows.kernel, windows.strides, windows.padding, strict=True)
     for size, count, kernel, stride, border in geometry:
         start = np.arange(count) * stride - border
@@ -397,8 +424,8 @@ def average_pool(
 ) -> Any:
     """The mean of every window of [B, C, *spatial], 1 to 3 spatial axes, as PyTorch's `avg_pool{n}d`.
 
-    `stride` defaults to `kernel_size`. Padding counts as elements unless `count_include_pad=False`; `divisor_override`
-    replaces the number that the sums are divided by.
+    `stride` defaults to `kernel_size`. Padding counts as elements unless `count_include_pad=False`;
+    `divisor_override` replaces the number that the sums are divided by.
     """
     x = floating(x)
     windows = Windows.of(x, kernel_size, stride, padding, 1, ceil_mode)
@@ -419,10 +446,14 @@ def _adaptive_sizes(x: Any, output_size: Any) -> tuple[int, ...]:
     """One size for each spatial axis; None keeps the input's."""
     rank = x.ndim - 2
     if rank not in (1, 2, 3):
-        raise ShapeError(f"pooling needs a tensor [batch, channels, *spatial] with 1 to 3 spatial axes, received {x.shape}")
+        raise ShapeError(
+            f"pooling needs a tensor [batch, channels, *spatial] with 1 to 3 spatial axes, received {x.shape}"
+        )
     listed = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * rank
     if len(listed) != rank:
-        raise ArgumentError(f"output_size needs {rank} entries for a tensor of shape {x.shape}, received {output_size!r}")
+        raise ArgumentError(
+            f"output_size needs {rank} entries for a tensor of shape {x.shape}, received {output_size!r}"
+        )
     sizes = [x.shape[axis + 2] if size is None else size for axis, size in enumerate(listed)]
     if 0 in x.shape[2:]:
         raise ShapeError(f"adaptive pooling needs spatial axes that are not empty, received {x.shape}")
@@ -430,9 +461,11 @@ def _adaptive_sizes(x: Any, output_size: Any) -> tuple[int, ...]:
 
 
 def _adaptive_windows(x: Any, sizes: Sequence[int]) -> tuple[Any, tuple[int, ...], list[Array]]:
-    """x with every adaptive window laid out in full along each axis, the common window length, and the true lengths.
+    """x with every adaptive window laid out in full along each axis, the common window length, and the true
+    lengths.
 
-    Window i of an axis covers floor(i * size / out) to ceil((i + 1) * size / out); shorter ones repeat their last element.
+    Window i of an axis covers floor(i * size / out) to ceil((i + 1) * size / out); shorter ones repeat their
+    last element.
     """
     from thalweg.ops.indexing import take
 
@@ -467,7 +500,8 @@ def _adaptive_average_pool(x: Any, *, output_size: tuple[int, ...]) -> Any:
 def adaptive_average_pool(x: Any, output_size: Any) -> Any:
     """The means of windows that divide each spatial axis of [B, C, *spatial] into `output_size` parts.
 
-    As PyTorch's `adaptive_avg_pool{n}d`: an entry None keeps the input's size, windows may overlap by one element.
+    As PyTorch's `adaptive_avg_pool{n}d`: an entry None keeps the input's size, windows may overlap by one
+    element.
     """
     x = floating(x)
     return _adaptive_average_pool(x, output_size=_adaptive_sizes(x, output_size))
@@ -482,7 +516,8 @@ def _adaptive_max_pool(x: Any, *, output_size: tuple[int, ...]) -> Any:
 def adaptive_max_pool(x: Any, output_size: Any) -> Any:
     """The maxima of windows that divide each spatial axis of [B, C, *spatial] into `output_size` parts.
 
-    As PyTorch's `adaptive_max_pool{n}d`: an entry None keeps the input's size, windows may overlap by one element.
+    As PyTorch's `adaptive_max_pool{n}d`: an entry None keeps the input's size, windows may overlap by one
+    element.
     """
     x = operand(x)
     return _adaptive_max_pool(x, output_size=_adaptive_sizes(x, output_size))
@@ -494,7 +529,7 @@ def global_average_pool(x: Any) -> Any:
 
 
 def global_max_pool(x: Any) -> Any:
-    """The largest element of each channel of [B, C, *spatial], as [B, C]; the first one receives the gradient."""
+    """The largest element of each channel of [B, C, *spatial], as [B, C]; the first has the gradient."""
     from thalweg.ops.indexing import take_along_axis
 
     x = _pooled_input(x)
@@ -509,7 +544,7 @@ def _pooled_input(x: Any) -> Any:
     return x
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 # (shape of x, kernel, arguments)
 _WINDOWS: tuple[tuple[tuple[int, ...], Any, dict[str, Any]], ...] = (
@@ -531,22 +566,25 @@ def _spread_values(*shape: int, dtype: str = "float32") -> Array:
 
 @samples("max_pool")
 def _max_pool_samples() -> Iterator[Sample]:
-    def theirs(rank: int, *positional: Any, **options: Any) -> Any:
-        return lambda torch, x: getattr(torch.nn.functional, f"max_pool{rank}d")(x, *positional, **options)
-
     dilated: tuple[Any, ...] = ((2, 1, 7, 6), (2, 3), {"stride": 1, "dilation": (3, 2), "padding": 1})
     for shape, kernel, options in (*_WINDOWS, dilated):
         rank, x = len(shape) - 2, _spread_values(*shape)
-        compare = theirs(rank, kernel, **options) if 0 not in shape else None
+        compare = functional(f"max_pool{rank}d", kernel, **options) if 0 not in shape else None
         yield Sample(max_pool, (x,), {"kernel_size": kernel, **options}, torch=compare)
         options = {**options, "return_indices": True}
-        compare = theirs(rank, kernel, **options) if 0 not in shape else None
+        compare = functional(f"max_pool{rank}d", kernel, **options) if 0 not in shape else None
         yield Sample(max_pool, (x,), {"kernel_size": kernel, **options}, gradient=False, torch=compare)
     plane = np.resize(special(), (2, 2, 5, 6))
     plane[0, 1] = -np.inf
     plane[1, 0] = 1.0
     options = {"stride": 2, "padding": 1, "return_indices": True}
-    yield Sample(max_pool, (plane,), {"kernel_size": 3, **options}, gradient=False, torch=theirs(2, 3, **options))
+    yield Sample(
+        max_pool,
+        (plane,),
+        {"kernel_size": 3, **options},
+        gradient=False,
+        torch=functional("max_pool2d", 3, **options),
+    )
     for dtype in ("float16", "bfloat16", "float64", "int32"):
         x = values(2, 2, 4, 5, dtype=dtype, low=-9, high=9)
         yield Sample(max_pool, (x,), {"kernel_size": 2}, gradient=False)
@@ -558,13 +596,19 @@ def _max_pool_samples() -> Iterator[Sample]:
         (2, {"stride": 0}, ArgumentError, "stride must be"),
     ):
         yield Sample(max_pool, (x,), {"kernel_size": kernel, **options}, error=error, message=message)
-    yield Sample(max_pool, (values(3, 4),), {"kernel_size": 2}, error=ShapeError, message="1 to 3 spatial axes")
-    yield Sample(max_pool, (values(1, 1, 4, dtype="bool"),), {"kernel_size": 2}, error=DTypeError, message="numbers")
+    yield Sample(
+        max_pool, (values(3, 4),), {"kernel_size": 2}, error=ShapeError, message="1 to 3 spatial axes"
+    )
+    yield Sample(
+        max_pool, (values(1, 1, 4, dtype="bool"),), {"kernel_size": 2}, error=DTypeError, message="numbers"
+    )
 
 
 def _indexed(shape: tuple[int, ...], kernel: Any, options: dict[str, Any]) -> tuple[MaxPool, Array]:
     x = _spread_values(*shape)
-    windows = Windows.of(x, kernel, options.get("stride"), options.get("padding", 0), 1, "ceil_mode" in options)
+    windows = Windows.of(
+        x, kernel, options.get("stride"), options.get("padding", 0), 1, "ceil_mode" in options
+    )
     op = MaxPool(windows.kernel, windows.strides, windows.pairs(shape[2:]), windows.dilation)
     return op, op.reference(x)[1]
 
@@ -573,28 +617,29 @@ def _indexed(shape: tuple[int, ...], kernel: Any, options: dict[str, Any]) -> tu
 def _max_unpool_samples() -> Iterator[Sample]:
     for shape, kernel, options in _WINDOWS:
         op, indices = _indexed(shape, kernel, options)
-        unpool = MaxUnpool(*op.attributes().values(), shape[2:])
+        unpool = MaxUnpool(*op.geometry, shape[2:])
         yield Sample(lambda g, i, op=unpool: apply(op, g, i), (values(*indices.shape), indices))
         for dtype in ("float64", "bfloat16"):
-            yield Sample(lambda g, i, op=unpool: apply(op, g, i), (values(*indices.shape, dtype=dtype), indices))
+            yield Sample(
+                lambda g, i, op=unpool: apply(op, g, i), (values(*indices.shape, dtype=dtype), indices)
+            )
 
 
 @samples("max_pool_gather")
 def _max_pool_gather_samples() -> Iterator[Sample]:
     for shape, kernel, options in _WINDOWS:
         op, indices = _indexed(shape, kernel, options)
-        gather = MaxPoolGather(*op.attributes().values())
+        gather = MaxPoolGather(*op.geometry)
         yield Sample(lambda x, i, op=gather: apply(op, x, i), (values(*shape), indices))
-    yield Sample(lambda x, i: apply(gather, x, i), (values(*shape), indices[1:]), error=ShapeError, message="indices")
+    yield Sample(
+        lambda x, i: apply(gather, x, i), (values(*shape), indices[1:]), error=ShapeError, message="indices"
+    )
 
 
 @samples("average_pool", "sum_pool")
 def _average_pool_samples() -> Iterator[Sample]:
-    def theirs(rank: int, kernel: Any, **options: Any) -> Any:
-        return lambda torch, x: getattr(torch.nn.functional, f"avg_pool{rank}d")(x, kernel, **options)
-
     for shape, kernel, options in _WINDOWS:
-        compare = theirs(len(shape) - 2, kernel, **options) if 0 not in shape else None
+        compare = functional(f"avg_pool{len(shape) - 2}d", kernel, **options) if 0 not in shape else None
         yield Sample(average_pool, (values(*shape),), {"kernel_size": kernel, **options}, torch=compare)
     for options in (
         {"padding": 1, "count_include_pad": False},
@@ -602,11 +647,23 @@ def _average_pool_samples() -> Iterator[Sample]:
         {"padding": 1, "divisor_override": 5},
     ):
         x = values(2, 3, 6, 7)
-        yield Sample(average_pool, (x,), {"kernel_size": 3, **options}, torch=theirs(2, 3, **options))
+        yield Sample(
+            average_pool, (x,), {"kernel_size": 3, **options}, torch=functional("avg_pool2d", 3, **options)
+        )
     for dtype in ("float16", "bfloat16", "float64"):
-        yield Sample(average_pool, (values(2, 3, 4, 6, dtype=dtype),), {"kernel_size": 2}, torch=theirs(2, 2))
+        yield Sample(
+            average_pool,
+            (values(2, 3, 4, 6, dtype=dtype),),
+            {"kernel_size": 2},
+            torch=functional("avg_pool2d", 2),
+        )
     yield Sample(average_pool, (values(2, 3, 4, dtype="int32", high=9),), {"kernel_size": 2})
-    yield Sample(average_pool, (np.resize(special(), (1, 2, 20)),), {"kernel_size": 3}, torch=theirs(1, 3))
+    yield Sample(
+        average_pool,
+        (np.resize(special(), (1, 2, 20)),),
+        {"kernel_size": 3},
+        torch=functional("avg_pool1d", 3),
+    )
     x = values(2, 3, 4, 4)
     yield Sample(average_pool, (x,), {"kernel_size": 2, "padding": 2}, error=ArgumentError, message="half")
     yield Sample(average_pool, (x,), {"kernel_size": 2, "divisor_override": 0}, error=ArgumentError)
@@ -617,7 +674,7 @@ def _average_pool_samples() -> Iterator[Sample]:
 def _sum_unpool_samples() -> Iterator[Sample]:
     for shape, kernel, options in _WINDOWS:
         op, indices = _indexed(shape, kernel, options)
-        unpool = SumUnpool(*op.attributes().values(), shape[2:])
+        unpool = SumUnpool(*op.geometry, shape[2:])
         yield Sample(lambda g, op=unpool: apply(op, g), (values(*indices.shape),))
     yield Sample(lambda g: apply(unpool, g), (values(2, 2, 3, 4),), error=ShapeError, message="spatial sizes")
 
@@ -632,7 +689,7 @@ def _adaptive_average_pool_samples() -> Iterator[Sample]:
 def _adaptive_max_pool_samples() -> Iterator[Sample]:
     yield from _adaptive_samples(adaptive_max_pool, "adaptive_max_pool")
     x = np.resize(special(), (1, 2, 25))
-    compare = lambda torch, t: torch.nn.functional.adaptive_max_pool1d(t, 4)  # noqa: E731
+    compare = functional("adaptive_max_pool1d", 4)
     yield Sample(adaptive_max_pool, (x,), {"output_size": 4}, torch=compare)
 
 
@@ -646,9 +703,12 @@ def _adaptive_samples(function: Any, name: str) -> Iterator[Sample]:
         ((1, 2, 4, 3, 5), (2, 2, 3)),
         ((0, 2, 5, 5), 2),
     ):
-        compare = lambda torch, x, n=f"{name}{len(shape) - 2}d", s=size: getattr(torch.nn.functional, n)(x, s)
+        compare = functional(f"{name}{len(shape) - 2}d", size)
         yield Sample(
-            function, (_spread_values(*shape),), {"output_size": size}, torch=compare if 0 not in shape else None
+            function,
+            (_spread_values(*shape),),
+            {"output_size": size},
+            torch=compare if 0 not in shape else None,
         )
     x = values(2, 3, 4, 4)
     yield Sample(function, (x,), {"output_size": (2, 2, 2)}, error=ArgumentError, message="2 entries")

@@ -1,7 +1,8 @@
 """Random tensors from a generator's state, written in `random_bits`; the same on every backend.
 
-The state is uint32[4] (seed low, seed high, call number low, call number high); whoever owns the generator counts the
-call number up once per call of a program. `stream` tells call sites apart, so that one state serves all of them.
+The state is uint32[4] (seed low, seed high, call number low, call number high); whoever owns the generator
+counts the call number up once per call of a program. `stream` tells call sites apart, so that one state
+serves all of them.
 """
 
 from __future__ import annotations
@@ -47,21 +48,35 @@ def _pair_unit(high: Any, low: Any) -> Any:
 
 
 @composite
-def _uniform(state: Any, *, shape: tuple[int, ...], low: float, high: float, dtype: DType, stream: int) -> Any:
+def _uniform(
+    state: Any, *, shape: tuple[int, ...], low: float, high: float, dtype: DType, stream: int
+) -> Any:
     unit = _unit(state, shape, dtype, stream)
     scaled = unit if high - low == 1 else unit * (high - low)
     return scaled if low == 0 else scaled + low
 
 
 def uniform(
-    state: Any, shape: Any, *, low: float = 0.0, high: float = 1.0, dtype: Any = types.float32, stream: int = 0
+    state: Any,
+    shape: Any,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    dtype: Any = types.float32,
+    stream: int = 0,
 ) -> Any:
-    """Uniform numbers in [low, high), by low + (high - low) u with u a multiple of 2^-24 (2^-53 for float64)."""
+    """Uniform numbers in [low, high), by low + (high - low) u with u a multiple of 2^-24 (2^-53 for
+    float64)."""
     low, high = number(low, "low"), number(high, "high")
     if not low <= high:
         raise ArgumentError(f"uniform needs low <= high, received {low} and {high}")
     return _uniform(
-        state, shape=shape_argument(shape), low=low, high=high, dtype=_floating_type(dtype), stream=int(stream)
+        state,
+        shape=shape_argument(shape),
+        low=low,
+        high=high,
+        dtype=_floating_type(dtype),
+        stream=int(stream),
     )
 
 
@@ -80,14 +95,25 @@ def _normal(state: Any, *, shape: tuple[int, ...], mean: float, std: float, dtyp
 
 
 def normal(
-    state: Any, shape: Any, *, mean: float = 0.0, std: float = 1.0, dtype: Any = types.float32, stream: int = 0
+    state: Any,
+    shape: Any,
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    dtype: Any = types.float32,
+    stream: int = 0,
 ) -> Any:
     """Normally distributed numbers with that mean and standard deviation."""
     mean, std = number(mean, "mean"), number(std, "std")
     if std < 0:
         raise ArgumentError(f"normal needs a standard deviation of at least 0, received {std}")
     return _normal(
-        state, shape=shape_argument(shape), mean=mean, std=std, dtype=_floating_type(dtype), stream=int(stream)
+        state,
+        shape=shape_argument(shape),
+        mean=mean,
+        std=std,
+        dtype=_floating_type(dtype),
+        stream=int(stream),
     )
 
 
@@ -132,9 +158,12 @@ def _integers(state: Any, *, shape: tuple[int, ...], low: int, high: int, dtype:
 def integers(
     state: Any, shape: Any, *, low: int = 0, high: int, dtype: Any = types.int64, stream: int = 0
 ) -> Any:
-    """Uniform integers from `low` to `high` - 1; the range is at most 2^32 (a value's bias is below 2^-32)."""
+    """Uniform integers from `low` to `high` - 1; the range is at most 2^32 (a value's bias is below
+    2^-32)."""
     if not 1 <= high - low <= 2**32:
-        raise ArgumentError(f"integers needs low < high and a range of at most 2^32, received {low} and {high}")
+        raise ArgumentError(
+            f"integers needs low < high and a range of at most 2^32, received {low} and {high}"
+        )
     target = types.dtype(dtype)
     if not target.is_integer:
         raise DTypeError(f"integers gives an integer type, received dtype {target}")
@@ -143,7 +172,7 @@ def integers(
     )
 
 
-# ---- dropout --------------------------------------------------------------------------------------------------------
+# ---- dropout -----------------------------------------------------------------------------------------------
 
 
 @composite
@@ -171,7 +200,7 @@ def dropout(x: Any, state: Any, *, p: float = 0.5, stream: int = 0, shared_axes:
     return _dropout(x, state, p=_probability(p), stream=int(stream), shared_axes=shared)
 
 
-# ---- samples --------------------------------------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
 def _states() -> Iterator[tuple[np.ndarray[Any, Any], tuple[int, ...], int]]:
@@ -188,8 +217,12 @@ def _uniform_samples() -> Iterator[Sample]:
         options: dict[str, Any] = {"shape": shape, "low": -3.0, "high": 0.5, "stream": stream}
         for dtype in ("float16", "bfloat16", "float64"):
             yield Sample(uniform, (state,), {**options, "dtype": dtype})
-    yield Sample(uniform, (state,), {"shape": 3, "low": 1, "high": 0}, error=ArgumentError, message="low <= high")
-    yield Sample(uniform, (state,), {"shape": 3, "dtype": "int32"}, error=DTypeError, message="floating point")
+    yield Sample(
+        uniform, (state,), {"shape": 3, "low": 1, "high": 0}, error=ArgumentError, message="low <= high"
+    )
+    yield Sample(
+        uniform, (state,), {"shape": 3, "dtype": "int32"}, error=DTypeError, message="floating point"
+    )
     yield Sample(uniform, (state[:3],), {"shape": 3}, error=ShapeError, message="u32[4]")
     yield Sample(uniform, (state,), {"shape": (-1,)}, error=ArgumentError, message="negative")
 
@@ -198,7 +231,9 @@ def _uniform_samples() -> Iterator[Sample]:
 def _normal_samples() -> Iterator[Sample]:
     for state, shape, stream in _states():
         for dtype in ("float32", "float16", "bfloat16", "float64"):
-            yield Sample(normal, (state,), {"shape": shape, "std": 0.5, "dtype": dtype, "stream": stream}, tolerance=4)
+            yield Sample(
+                normal, (state,), {"shape": shape, "std": 0.5, "dtype": dtype, "stream": stream}, tolerance=4
+            )
     yield Sample(normal, (state,), {"shape": 3, "std": -1.0}, error=ArgumentError, message="deviation")
 
 
@@ -217,7 +252,9 @@ def _integers_samples() -> Iterator[Sample]:
         yield Sample(integers, (state,), {"shape": shape, "low": -5, "high": 2**32 - 5, "dtype": "int64"})
     yield Sample(integers, (state,), {"shape": 5, "low": -5, "high": 5, "dtype": "int8"})
     yield Sample(integers, (state,), {"shape": 3, "high": 0}, error=ArgumentError, message="low < high")
-    yield Sample(integers, (state,), {"shape": 3, "high": 9, "dtype": "float32"}, error=DTypeError, message="integer")
+    yield Sample(
+        integers, (state,), {"shape": 3, "high": 9, "dtype": "float32"}, error=DTypeError, message="integer"
+    )
 
 
 @samples("dropout")
@@ -229,4 +266,6 @@ def _dropout_samples() -> Iterator[Sample]:
         yield Sample(dropout, (values(5, 6, dtype=dtype), state), {"p": 0.25})
     yield Sample(dropout, (values(2, 3, 4, 5), state), {"shared_axes": (2, -1)})
     yield Sample(dropout, (values(3), state), {"p": -0.1}, error=ArgumentError, message="probability")
-    yield Sample(dropout, (values(3), state), {"shared_axes": (1,)}, error=ArgumentError, message="out of range")
+    yield Sample(
+        dropout, (values(3), state), {"shared_axes": (1,)}, error=ArgumentError, message="out of range"
+    )

@@ -112,6 +112,11 @@ def all_samples(bad: bool = False) -> Iterator[tuple[str, int, Sample]]:
                 yield name, position, sample
 
 
+def functional(name: str, *arguments: Any, **options: Any) -> Callable[..., Any]:
+    """For `Sample.torch`: `torch.nn.functional.<name>` on the sample's tensors, then these arguments."""
+    return lambda torch, *tensors: getattr(torch.nn.functional, name)(*tensors, *arguments, **options)
+
+
 # ---- inputs ------------------------------------------------------------------------------------------------
 
 
