@@ -23,7 +23,7 @@ from thalweg.errors import ArgumentError, TraceError
 from thalweg.graph import module_scope
 from thalweg.nn.state import check_entries
 from thalweg.tensor.state import Buffer, Parameter, bump_epoch
-from thalweg.tensor.tensor import Tensor
+from thalweg.tensor.tensor import Tensor, tensor
 from thalweg.tensor.trace import tracing
 
 M = TypeVar("M", bound="Module")
@@ -51,6 +51,7 @@ class _Running(threading.local):
 
     def __init__(self) -> None:
         self.scopes: list[str] = []
+        self.root: Module | None = None  # the outermost running module
         self.paths: dict[int, str] = {}  # id(module) -> path below the outermost running module
         self.observer: Observer | None = None
 
@@ -86,6 +87,9 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward method; define forward(self, x)")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not _running.scopes:
+            args = tuple(_as_tensor(item) for item in args)
+            kwargs = {name: _as_tensor(item) for name, item in kwargs.items()}
         with _entered(self) as path:
             result = self.forward(*args, **kwargs)
         if _running.observer is not None:
@@ -353,6 +357,11 @@ class Module:
         return "\n".join([f"{name}(", *(f"  {line}" for line in ([extra] if extra else []) + lines), ")"])
 
 
+def _as_tensor(item: Any) -> Any:
+    """An argument of the outermost module: arrays become tensors, so that `x.flatten(1)` means what it says."""
+    return tensor(item) if isinstance(item, np.ndarray) else item
+
+
 def _label(holder: Parameter | Buffer, label: str) -> None:
     """Name a holder for plans and messages: the longest path from a root that it has been reached by."""
     if holder.name.count(".") < label.count("."):
@@ -397,19 +406,28 @@ def _entered(module: Module) -> Iterator[str]:
     """The module's path while it runs: the root's class name, then attribute names."""
     outermost = not _running.scopes
     if outermost:
-        _running.paths = _paths(module)
-    path = _running.paths.get(id(module)) or f"{_running.scopes[-1]}.{type(module).__name__}"
+        _running.root, _running.paths = module, _paths(module)
+    path = _running.paths.get(id(module)) or _unknown_path(module)
     _running.scopes.append(path)
     try:
         with module_scope(path):
             yield path
     finally:
         _running.scopes.pop()
+        if outermost:
+            _running.root = None
 
 
-def _paths(root: Module) -> dict[int, str]:
+def _unknown_path(module: Module) -> str:
+    """The path of a module that a plain list has gained unnoticed, or that does not belong to the running root."""
+    assert _running.root is not None
+    _running.paths = _paths(_running.root, anew=True)
+    return _running.paths.setdefault(id(module), f"{_running.scopes[-1]}.{type(module).__name__}")
+
+
+def _paths(root: Module, anew: bool = False) -> dict[int, str]:
     known = _known_paths.get(root)
-    if known is None or known[0] != _structure:
+    if known is None or known[0] != _structure or anew:
         head = type(root).__name__
         found = {id(module): f"{head}.{path}" if path else head for path, module in root.named_modules()}
         known = _known_paths[root] = (_structure, found)
