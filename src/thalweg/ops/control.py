@@ -14,6 +14,7 @@ product over all iterations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from thalweg.errors import ArgumentError, DTypeError, ShapeError
 from thalweg.graph import AxisGroup, Builder, Graph, Kind, Node, Op, Value, builder, remove_dead, using
 from thalweg.ops.axes import AxisClasses, Place
 from thalweg.ops.core import Composite, apply, cast, operand, primitive, require
-from thalweg.ops.elementwise import Add, add
+from thalweg.ops.elementwise import Add, StopGradient, add
 from thalweg.ops.movement import Reshape, Transpose, concat, moveaxis, reshape, slice_axis
 from thalweg.ops.samples import Sample, samples, values
 from thalweg.ops.sources import Constant, RandomBits, full, random_bits
@@ -89,11 +90,9 @@ class Scan(Op):
     def _check_carry(self, position: int, before: Type, after: Type) -> None:
         if before == after:
             return
-        names = self.body.input_names
-        name = names[position + 1] if len(names) > position + 1 else str(position)
         error = ShapeError if before.shape != after.shape else DTypeError
         raise error(
-            f"scan: carry {name} is {before} before an iteration and {after} after it; a carry keeps its shape "
+            f"scan: carry {position} is {before} before an iteration and {after} after it; a carry keeps its shape "
             f"and element type: start from a value of type {after}, or cast or reshape it in the body to {before}"
         )
 
@@ -702,22 +701,30 @@ def _branch_gradient(branch: Graph, given: Sequence[int], wanted: Sequence[int])
 # ---- graphs of functions that use values from outside ------------------------------------------------------
 
 
-def closed(
-    nodes: Sequence[Node],
-    inputs: Sequence[Value],
-    outputs: Sequence[Value],
-    name: str,
-    names: Sequence[str] = (),
-    iteration: Value | None = None,
-) -> tuple[Graph, list[Value]]:
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What a function did: the nodes that it made, its inputs and its results.
+
+    No gradient flows through the values whose ids are in `stopped`.
+    """
+
+    nodes: Sequence[Node]
+    inputs: Sequence[Value]
+    outputs: Sequence[Value]
+    stopped: AbstractSet[int] = frozenset()
+
+
+def closed(function: Traced, name: str, iteration: Value | None = None) -> tuple[Graph, list[Value]]:
     """The graph that computes `outputs` from `inputs`, and what it reads from outside: those are its last
     inputs.
 
     Constants from outside become constants inside. In the body of a scan random bits depend on the
     `iteration` (one of the inputs): a generator's state from outside is another one in every iteration.
     """
-    traced = remove_dead(Graph(tuple(inputs), tuple(nodes), tuple(outputs), (), name))
+    inputs, outputs = tuple(function.inputs), tuple(function.outputs)
+    traced = remove_dead(Graph(inputs, tuple(function.nodes), outputs, (), name))
     mapping = {id(value): Value(value.type) for value in inputs}
+    own = tuple(mapping.values())
     added: list[Value] = []
     free: list[Value] = []
     with using(Builder()) as target:
@@ -732,9 +739,11 @@ def closed(
                 mapping[id(value)] = fold_iteration(added[-1], mapping[id(iteration)])
         for node in traced.nodes:
             _copy(node, mapping)
-    own = tuple(mapping[id(value)] for value in inputs)
+            for value in node.outputs:
+                if id(value) in function.stopped:
+                    mapping[id(value)] = apply(StopGradient(), mapping[id(value)])
     results = tuple(mapping[id(value)] for value in outputs)
-    return Graph((*own, *added), tuple(target.nodes), results, (), name, tuple(names)), free
+    return Graph((*own, *added), tuple(target.nodes), results, (), name), free
 
 
 def _free_values(graph: Graph) -> list[Value]:
@@ -820,7 +829,7 @@ def scan(
         raise ArgumentError(
             f"scan: the body takes {len(carries)} carries and gives {len(after)}; it must give as many"
         )
-    graph, free = closed(inner.nodes, [iteration, *own, *slices], outputs, name, (), iteration)
+    graph, free = closed(Traced(inner.nodes, [iteration, *own, *slices], outputs), name, iteration)
     results = applied(Scan(graph, count, len(carries), len(xs), reverse), [*carries, *xs, *free])
     return list(results[: len(carries)]), list(results[len(carries) :])
 
@@ -855,8 +864,7 @@ def cond(
     otherwise: Callable[..., Sequence[Any]],
     operands: Sequence[Any] = (),
 ) -> list[Any]:
-    """`then(*operands)` where `predicate` (bool, 0-d) is true, else `otherwise(*operands)`: lists of graph
-    values.
+    """`then(*operands)` where `predicate` (bool, 0-d) is true, else `otherwise(*operands)`: lists of values.
 
     Only the branch that is taken runs. The branches may use any value of the graph around them.
     `thalweg.cond` is the same for nests of tensors.
@@ -867,25 +875,21 @@ def cond(
         with using(Builder()) as inner:
             inputs = [Value(x.type) for x in operands]
             outputs = [operand(x) for x in function(*inputs)]
-        traced.append((inner.nodes, inputs, outputs))
+        traced.append(Traced(inner.nodes, inputs, outputs))
     branches, free = closed_branches(traced)
     return list(applied(Cond(*branches), [operand(predicate), *operands, *free]))
 
 
-def closed_branches(
-    traced: Sequence[tuple[Sequence[Node], Sequence[Value], Sequence[Value]]],
-) -> tuple[list[Graph], list[Value]]:
-    """Graphs of branches over equal inputs: their own, then everything that either of them reads from
-    outside.
-    """
-    found = [closed(*one, name) for one, name in zip(traced, ("then", "otherwise"), strict=True)]
+def closed_branches(functions: Sequence[Traced]) -> tuple[list[Graph], list[Value]]:
+    """Graphs of functions of equal inputs, and what any of them reads from outside: their last inputs."""
+    found = [closed(one, name) for one, name in zip(functions, ("then", "otherwise"), strict=True)]
     free = list({id(value): value for _, outside in found for value in outside}.values())
     branches = []
-    for (graph, outside), (_, inputs, _) in zip(found, traced, strict=True):
-        own, added = graph.inputs[: len(inputs)], graph.inputs[len(inputs) :]
-        places = {id(value): inner for value, inner in zip(outside, added, strict=True)}
+    for graph, outside in found:
+        count = len(graph.inputs) - len(outside)
+        places = {id(value): inner for value, inner in zip(outside, graph.inputs[count:], strict=True)}
         rest = [places[id(value)] if id(value) in places else Value(value.type) for value in free]
-        branches.append(replace(graph, inputs=(*own, *rest)))
+        branches.append(replace(graph, inputs=(*graph.inputs[:count], *rest)))
     return branches, free
 
 

@@ -2,6 +2,7 @@
 
 from thalweg.tensor import random
 from thalweg.tensor.compile import compile, spec
+from thalweg.tensor.control import cond, fori_loop, scan
 from thalweg.tensor.dlpack import from_dlpack
 from thalweg.tensor.gradient import grad, gradient, no_grad, release, stop_gradient, value_and_grad, vjp
 from thalweg.tensor.random import Generator, default_generator, manual_seed
@@ -18,8 +19,10 @@ __all__ = [
     "asarray",
     "bump_epoch",
     "compile",
+    "cond",
     "default_generator",
     "epoch",
+    "fori_loop",
     "from_dlpack",
     "grad",
     "gradient",
@@ -27,6 +30,7 @@ __all__ = [
     "no_grad",
     "random",
     "release",
+    "scan",
     "spec",
     "stop_gradient",
     "tensor",

@@ -19,7 +19,6 @@ from thalweg.autodiff import gradient_graph
 from thalweg.errors import GraphError, ThalwegError
 from thalweg.graph import Builder, Graph, Kind, Node, Op, Value, inline, remove_dead
 from thalweg.graph.build import located_error, location
-from thalweg.ops.core import Composite
 from thalweg.types import Span, Type, type_of
 
 Array = np.ndarray[Any, Any]
@@ -153,7 +152,7 @@ class EagerBuilder(Builder):
                 and any(type.dtype.is_floating for type in out_types)
             )
             count = len(out_types)
-            if record and isinstance(op, Composite):
+            if record:
                 residual_form = op.with_residuals()
                 if residual_form is not None:
                     op, out_types = residual_form, residual_form.infer(*in_types)

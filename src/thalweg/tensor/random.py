@@ -17,7 +17,7 @@ from thalweg.graph import Value, function
 from thalweg.ops import random as ops
 from thalweg.tensor.state import Buffer
 from thalweg.tensor.tensor import Tensor, wrap
-from thalweg.tensor.trace import current_trace
+from thalweg.tensor.trace import current_trace, suspended
 
 
 class Generator:
@@ -46,6 +46,9 @@ class Generator:
     def draw(self) -> tuple[Tensor, int]:
         """State and stream number for one random tensor (the arguments of `thalweg.ops.random`); counts the call."""
         trace = current_trace()
+        if trace is not None and trace.is_body:
+            with suspended(trace):  # one draw outside: `scan` gives every iteration a state of its own
+                return self.draw()
         if trace is not None:
             known = trace.draws.get(id(self))
             if known is None:

@@ -55,6 +55,8 @@ class HolderInTrace:
 class Trace:
     """One run of a function in which operations are recorded instead of computed."""
 
+    is_body = False  # of a loop or a branch: it uses tensors of the trace around it as they are
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.where = user_span()
@@ -136,6 +138,18 @@ class Trace:
             _stack.traces.pop()
 
 
+@contextmanager
+def suspended(trace: Trace) -> Iterator[None]:
+    """Work in what is around `trace`, the innermost one, while the block runs."""
+    if current_trace() is not trace:
+        raise GraphError(f"{trace.name} is not the innermost trace")
+    _stack.traces.pop()
+    try:
+        yield
+    finally:
+        _stack.traces.append(trace)
+
+
 def origin(value: Value, trace: Trace) -> str:
     """Where a traced value comes from, in words, for error messages."""
     if value.node is not None:
@@ -172,7 +186,7 @@ def no_value(value: Value, trace: Trace, what: str, instead: str) -> TraceError:
 def lift(tensor: Tensor, trace: Trace) -> Value:
     """The value in `trace` that stands for a tensor (not a holder)."""
     value, home = tensor._value, tensor._trace
-    if home is None:
+    if home is None or (trace.is_body and home is not trace and home in _stack.traces):
         return trace.capture(tensor, value)
     if home is trace:
         return value
