@@ -37,6 +37,8 @@ def x():
         ([True, False], "bool", (2,)),
         ([1, 2.5], "float32", (2,)),
         ([], "float32", (0,)),
+        ([[], []], "float32", (2, 0)),
+        (2**63, "uint64", ()),
         (np.float64(2), "float64", ()),
         (np.zeros((2, 0), np.int8), "int8", (2, 0)),
         ((1, (2)), "int64", (2,)),
@@ -50,6 +52,9 @@ def test_tensor_of_python_data(data, dtype, shape):
 def test_explicit_dtype_and_nested_tensors():
     assert tw.tensor([1, 2], dtype="float64").dtype is tw.float64
     assert tw.tensor(0.1, dtype=tw.float64).item() == 0.1
+    assert tw.tensor([0.1], dtype=tw.float64).item() == 0.1
+    with pytest.raises(DTypeError, match=r"int8 \(-128 to 127\)"):
+        tw.tensor([1, 300], dtype="int8")
     same(tw.tensor([tw.tensor([1.0, 2.0]), tw.tensor([3.0, 4.0])]), np.array([[1, 2], [3, 4]], np.float32))
     assert tw.tensor([tw.tensor(1.0, dtype="float64")]).dtype is tw.float64
 

@@ -26,6 +26,7 @@ from thalweg.types import DType
 _MISSING = object()
 _DEEPEST = 6  # levels of containers and objects inside each other
 _MOST = 20_000  # things that one snapshot looks at
+_NAMESPACES = ("SimpleNamespace", "Namespace")  # of the standard library, `argparse` among it
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -72,13 +73,13 @@ def _is_plain_object(item: Any) -> bool:
     """Whether an object is an instance of a user's class whose attributes can be compared one by one."""
     if isinstance(item, (Tensor, type, python.ModuleType, python.FunctionType)) or is_module_like(item):
         return False
-    return hasattr(item, "__dict__") and is_user_class(type(item))
+    return hasattr(item, "__dict__") and (is_user_class(type(item)) or type(item).__name__ in _NAMESPACES)
 
 
-def _is_fixed(item: Any) -> bool:
+def _is_fixed(item: Any, depth: int = 0) -> bool:
     """Whether an object can never change: then whoever refers to it is guarded, not the object."""
     if type(item) in (tuple, frozenset):
-        return all(_is_fixed(part) for part in item)
+        return depth < _DEEPEST and all(_is_fixed(part, depth + 1) for part in item)
     return type(item) in _PLAIN or isinstance(item, DType)
 
 
@@ -193,30 +194,32 @@ class _Walk:
         code = function.__code__
         if not is_user_file(code.co_filename):
             return
+        names = list(dict.fromkeys(_code_names(code)))
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             value = _contents(cell)
             label = f"the variable {name!r} around {code.co_name}"
             self.guards.cells.append((label, cell, value, frozen(value)))
-            self.add(label, value)
+            self.value(label, value, names)
         for default in (function.__defaults__, function.__kwdefaults__):
             if default:
                 self.add(f"a default of {code.co_name}", default)
-        names = list(dict.fromkeys(_code_names(code)))
         for name in names:
             self.name(f"the global {name!r} of {code.co_name}", function.__globals__, name, names)
 
     def name(self, label: str, mapping: Mapping[str, Any], name: str, attributes: Sequence[str] = ()) -> None:
-        """Guard one name; of a user's Python module also the `attributes` that the code names."""
-        if name not in mapping:
-            return
-        value = mapping[name]
-        self.guards.names.append((label, mapping, name, value, frozen(value)))
-        if isinstance(value, python.ModuleType):
-            if attributes and is_user_module(value) and mapping is not vars(value):
-                for attribute in attributes:
-                    self.name(f"{name}.{attribute}", vars(value), attribute)
-        else:
+        """Guard one name of a namespace."""
+        if name in mapping:
+            value = mapping[name]
+            self.guards.names.append((label, mapping, name, value, frozen(value)))
+            self.value(label, value, attributes)
+
+    def value(self, label: str, value: Any, attributes: Sequence[str]) -> None:
+        """Follow the value of a variable: of a user's Python module the `attributes` that the code names."""
+        if not isinstance(value, python.ModuleType):
             self.add(label, value)
+        elif is_user_module(value):
+            for attribute in attributes:
+                self.name(f"{value.__name__}.{attribute}", vars(value), attribute)
 
     def user_class(self, cls: type) -> None:
         """Methods of a user's class, and its class attributes."""

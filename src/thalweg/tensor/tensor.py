@@ -31,52 +31,26 @@ def as_array(data: Any, dtype: Any = None) -> Array:
 
     May share memory with `data`. Raises `DTypeError` for what is not made of numbers, `ShapeError` for ragged nests.
     """
-    wanted = None if dtype is None else types.dtype(dtype).numpy
+    wanted = None if dtype is None else types.dtype(dtype)
     if isinstance(data, Tensor):
         array = data._concrete("converting a tensor to an array")
     elif isinstance(data, (np.ndarray, np.generic)):
         array = np.asarray(data)
-    elif isinstance(data, (list, tuple)):
-        array = _nested(data)
-    elif isinstance(data, float):
-        array = np.asarray(data, np.float64 if wanted == np.float64 else np.float32)
-    elif isinstance(data, (bool, int)) or hasattr(data, "__array__") or hasattr(data, "__buffer__"):
-        array = _numbers(data)
-    elif hasattr(data, "__dlpack__"):
+    elif isinstance(data, (list, tuple)) and not _is_plain(data):
+        array = _stacked(data)
+    elif isinstance(data, (bool, int, float, list, tuple)):
+        return _from_python(data, wanted)
+    elif not hasattr(data, "__array__") and hasattr(data, "__dlpack__"):
         array = np.from_dlpack(data)
     else:
-        array = _numbers(data)
+        array = np.asarray(data)
+        if array.dtype.kind not in "biufV":
+            raise DTypeError(
+                f"expected a number, an array or a nested list of numbers, received {data!r:.60} "
+                f"of type {type(data).__name__}"
+            )
     found = types.dtype(array.dtype)  # refuses objects, text and complex numbers
-    return np.asarray(array, found.numpy if wanted is None else wanted)
-
-
-def _numbers(data: Any) -> Array:
-    array = np.asarray(data)
-    if array.dtype.kind not in "biufV":
-        if isinstance(data, int):
-            raise DTypeError(f"the integer {data} does not fit into 64 bits; write it as a float")
-        raise DTypeError(
-            f"expected a number, an array or a nested list of numbers, received {data!r:.60} "
-            f"of type {type(data).__name__}"
-        )
-    return array.astype(np.int64) if array.dtype.kind == "i" and not hasattr(data, "dtype") else array
-
-
-def _nested(data: Sequence[Any]) -> Array:
-    """A nested list: Python floats become float32, arrays and tensors inside keep their dtype."""
-    plain = _is_plain(data)
-    try:
-        array = np.asarray(data if plain else _as_arrays(data))
-    except ValueError:
-        raise ShapeError(
-            f"a nested list must have rows of equal length to become a tensor, received {data!r:.80}"
-        ) from None
-    if array.dtype.kind not in "biufV":
-        reason = "; an integer does not fit into 64 bits" if plain else ""
-        raise DTypeError(f"a tensor is made of numbers, received {data!r:.80}{reason}")
-    if plain and (array.dtype == np.float64 or array.size == 0):
-        return array.astype(np.float32)
-    return array.astype(np.int64) if plain and array.dtype.kind == "i" else array
+    return np.asarray(array, (wanted or found).numpy)
 
 
 def _is_plain(data: Sequence[Any]) -> bool:
@@ -86,10 +60,43 @@ def _is_plain(data: Sequence[Any]) -> bool:
     )
 
 
-def _as_arrays(data: Any) -> Any:
-    if isinstance(data, (list, tuple)):
-        return [_as_arrays(item) for item in data]
-    return as_array(data)
+def _from_python(data: Any, wanted: DType | None) -> Array:
+    """Python numbers, or a nested list of them, with the given element type or the one that they have here."""
+    try:
+        array = np.asarray(data)
+    except ValueError:
+        raise _ragged(data) from None
+    if array.dtype.kind not in "biuf":
+        raise DTypeError(f"an integer in {data!r:.60} does not fit into 64 bits; write it as a float")
+    if wanted is None:
+        if array.dtype.kind == "f":
+            wanted = types.float32
+        else:
+            wanted = types.int64 if array.dtype.kind == "i" else types.dtype(array.dtype)
+    if wanted.is_integer and array.dtype.kind in "iu" and array.size:
+        limits = np.iinfo(wanted.numpy)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise DTypeError(f"{data!r:.60} does not fit into {wanted} ({limits.min} to {limits.max})")
+    return array.astype(wanted.numpy)
+
+
+def _stacked(data: Any) -> Array:
+    """A nested list with arrays or tensors inside, which keep their element type."""
+
+    def convert(item: Any) -> Any:
+        if isinstance(item, (list, tuple)) and not _is_plain(item):
+            return [convert(part) for part in item]
+        return as_array(item)
+
+    items = convert(data)
+    try:
+        return np.asarray(items)
+    except ValueError:
+        raise _ragged(data) from None
+
+
+def _ragged(data: Any) -> ShapeError:
+    return ShapeError(f"a nested list must have rows of equal length to become a tensor, received {data!r:.80}")
 
 
 def eager_array(value: Any, dtype: DType) -> Array:
