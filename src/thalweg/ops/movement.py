@@ -450,7 +450,7 @@ def pad(x: Any, pad_width: Any, value: float | int | bool = 0) -> Any:
     axis.
     """
     x = operand(x)
-    widths = pad_width
+    widths = pad_width.tolist() if isinstance(pad_width, np.ndarray) else pad_width
     if isinstance(widths, (int, np.integer)):
         widths = (widths, widths)
     if len(widths) == 2 and not any(isinstance(width, (tuple, list)) for width in widths):
