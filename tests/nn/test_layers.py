@@ -174,8 +174,8 @@ def test_state_values_and_gradients_are_those_of_pytorch(case: Case) -> None:
     else:
         x = nn.Parameter(values)
         gradients = tw.gradient(loss(x), wrt={"input": x, **parameters})
-            tolerance = {**TOLERANCE, "rtol": case.rtol}
-            np.testing.assert_allclose(gradients["input"].numpy(), given.grad.numpy(), **tolerance)
+        tolerance = {**TOLERANCE, "rtol": case.rtol}
+        np.testing.assert_allclose(gradients["input"].numpy(), given.grad.numpy(), **tolerance)
     for name, parameter in other.named_parameters():
         np.testing.assert_allclose(gradients[name].numpy(), parameter.grad.numpy(), err_msg=name, **TOLERANCE)
     compare_state(layer, other)  # the running statistics have moved
