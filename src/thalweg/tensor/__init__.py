@@ -4,7 +4,7 @@ from thalweg.tensor import random
 from thalweg.tensor.compile import compile, spec
 from thalweg.tensor.control import cond, fori_loop, scan
 from thalweg.tensor.dlpack import from_dlpack
-from thalweg.tensor.gradient import grad, gradient, no_grad, release, stop_gradient, value_and_grad, vjp
+from thalweg.tensor.gradient import grad, gradient, no_grad, release, value_and_grad, vjp
 from thalweg.tensor.random import Generator, default_generator, manual_seed
 from thalweg.tensor.state import Buffer, Holder, Parameter, bump_epoch, epoch
 from thalweg.tensor.tensor import Tensor, asarray, tensor
@@ -32,7 +32,6 @@ __all__ = [
     "release",
     "scan",
     "spec",
-    "stop_gradient",
     "tensor",
     "tracing",
     "value_and_grad",

@@ -1,4 +1,4 @@
-"""Gradients for users: `gradient`, `grad`, `value_and_grad`, `vjp`, `stop_gradient`, `no_grad`, `release`.
+"""Gradients for users: `gradient`, `grad`, `value_and_grad`, `vjp`, `no_grad`, `release`.
 
 In: tensors with history (eager) or in a trace. Out: tensors that `thalweg.autodiff` computes from the graph; they are
 ordinary tensors, so that gradients of gradients need nothing further.
@@ -26,7 +26,7 @@ from thalweg.tensor.tensor import Tensor, as_array, wrap
 from thalweg.tensor.trace import Trace, current_trace
 from thalweg.types import Type
 
-# ---- no_grad, stop_gradient, release ---------------------------------------------------------------------------------
+# ---- no_grad, release ---------------------------------------------------------------------------------
 
 
 class no_grad:
@@ -59,11 +59,6 @@ def _without_history(decorated: Callable[..., Any]) -> Callable[..., Any]:
             return decorated(*args, **kwargs)
 
     return run
-
-
-def stop_gradient(x: Any) -> Any:
-    """`x` itself, taken as constant by every gradient."""
-    return function("stop_gradient")(x)
 
 
 def release(loss: Tensor) -> None:
