@@ -171,7 +171,7 @@ def test_traced_keys_that_have_no_shape() -> None:
 
 
 def test_out_of_range_indices_of_one_axis_are_not_another_row() -> None:
-    """Two traced indices: 4 is outside the last axis although row 0, column 4 of 3 x 4 would be row 1, column 0."""
+    """Index 4 is outside the last axis, although position (0, 4) of 3 x 4 would be that of (1, 0)."""
     with pytest.raises(IndexRangeError, match="index 4"):
         _read_traced(X, (slice(None), np.array([0]), np.array([4])))
 

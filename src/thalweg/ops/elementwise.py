@@ -131,6 +131,15 @@ def _none2(x: Any, y: Any, g: Any) -> Any:
     return (None, None)
 
 
+def _in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A NumPy function evaluated in float64 and rounded once: its float32 versions err by up to 4 units."""
+
+    def exact(*arrays: np.ndarray[Any, Any]) -> Any:
+        return np.asarray(function(*(array.astype(np.float64) for array in arrays))).astype(arrays[0].dtype)
+
+    return exact
+
+
 def _erf(x: np.ndarray[Any, Any]) -> Any:
     return np.asarray(np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64))).astype(x.dtype)
 
@@ -157,18 +166,26 @@ Sign = _unary("sign", _sign, _none, "iuf", "-1, 0 or 1; NaN stays NaN.")
 Floor = _unary("floor", np.floor, _none, "f", "The largest integer not above x.")
 Ceil = _unary("ceil", np.ceil, _none, "f", "The smallest integer not below x.")
 Round = _unary("round", _round, _none, "f", "The nearest integer, halves to even.")
-Exp = _unary("exp", np.exp, lambda x, y, g: g * y, "f", "e to the x.")
-Expm1 = _unary("expm1", np.expm1, lambda x, y, g: g * exp(x), "f", "exp(x) - 1, exact near 0.")
-Log = _unary("log", np.log, lambda x, y, g: g / x, "f", "Natural logarithm.")
-Log1p = _unary("log1p", np.log1p, lambda x, y, g: g / (x + 1.0), "f", "log(1 + x), exact near 0.")
+Exp = _unary("exp", _in_float64(np.exp), lambda x, y, g: g * y, "f", "e to the x.")
+Expm1 = _unary("expm1", _in_float64(np.expm1), lambda x, y, g: g * exp(x), "f", "exp(x) - 1, exact near 0.")
+Log = _unary("log", _in_float64(np.log), lambda x, y, g: g / x, "f", "Natural logarithm.")
+Log1p = _unary(
+    "log1p", _in_float64(np.log1p), lambda x, y, g: g / (x + 1.0), "f", "log(1 + x), exact near 0."
+)
 Sqrt = _unary("sqrt", np.sqrt, lambda x, y, g: g * 0.5 / y, "f", "Square root, correctly rounded.")
 Rsqrt = _unary(
-    "rsqrt", lambda x: 1 / np.sqrt(x), lambda x, y, g: g * (-0.5) * (y * y * y), "f", "1 / sqrt(x)."
+    "rsqrt",
+    _in_float64(lambda x: 1 / np.sqrt(x)),
+    lambda x, y, g: g * (-0.5) * (y * y * y),
+    "f",
+    "1 / sqrt(x).",
 )
-Sin = _unary("sin", np.sin, lambda x, y, g: g * cos(x), "f", "Sine of an angle in radians.")
-Cos = _unary("cos", np.cos, lambda x, y, g: -(g * sin(x)), "f", "Cosine of an angle in radians.")
-Tanh = _unary("tanh", np.tanh, lambda x, y, g: g * (1.0 - y * y), "f", "Hyperbolic tangent.")
-Atan = _unary("atan", np.arctan, lambda x, y, g: g / (x * x + 1.0), "f", "Inverse tangent, radians.")
+Sin = _unary("sin", _in_float64(np.sin), lambda x, y, g: g * cos(x), "f", "Sine of an angle in radians.")
+Cos = _unary("cos", _in_float64(np.cos), lambda x, y, g: -(g * sin(x)), "f", "Cosine of an angle in radians.")
+Tanh = _unary("tanh", _in_float64(np.tanh), lambda x, y, g: g * (1.0 - y * y), "f", "Hyperbolic tangent.")
+Atan = _unary(
+    "atan", _in_float64(np.arctan), lambda x, y, g: g / (x * x + 1.0), "f", "Inverse tangent, radians."
+)
 Erf = _unary(
     "erf", _erf, lambda x, y, g: g * (2.0 / math.sqrt(math.pi)) * exp(-(x * x)), "f", "Error function."
 )
@@ -203,7 +220,7 @@ def _power(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
         raise UnsupportedError(
             "an integer to a negative power is not an integer; cast to a floating-point type first"
         )
-    return np.power(x, y)
+    return _in_float64(np.power)(x, y) if x.dtype.kind == "f" else np.power(x, y)
 
 
 def _power_gradient(inputs: Sequence[Any], z: Any, g: Any) -> Any:
