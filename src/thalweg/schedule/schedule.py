@@ -38,7 +38,7 @@ def schedule(graph: Graph, target: Target) -> Plan:
 
 def separate_results(graph: Graph) -> Graph:
     """Every result computed by a node of its own: copies where a result is an input or stands for two results."""
-    seen = {id(value) for value in graph.sources}
+    seen = {id(value) for value in graph.sources} | {id(n.outputs[0]) for n in graph.nodes if is_array(n)}
     copies: list[Node] = []
 
     def own(value: Value) -> Value:

@@ -163,7 +163,7 @@ class Nest:
                         break
 
     def _runs_on(self, emitter: Emitter, outer: Axis, inner: Axis) -> bool:
-        if any({outer.name, inner.name} & index.variables() for index in emitter.splits):
+        if 0 in (outer.extent, inner.extent) or any({outer.name, inner.name} & index.variables() for index in emitter.splits):
             return False
         position = self.reduction.position if self.reduction is not None else None
         if position is not None and outer.reduced:

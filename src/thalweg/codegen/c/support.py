@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from thalweg.codegen.c import accumulation, control, lanes, nests
+from thalweg.codegen.c import accumulation, control, lanes, nests, products
 from thalweg.codegen.c.bindings import LANE_PARAMETERS, TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import MOVES
 from thalweg.errors import UnsupportedError
@@ -33,7 +33,7 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "loops": nests.emit_loops,
     "combine": nests.emit_loops,
     "copy": nests.emit_loops,
-    "matmul": nests.emit_contraction,
+    "matmul": products.emit_product,
     "convolution": nests.emit_contraction,
     "convolution_input_gradient": nests.emit_contraction,
     "convolution_weight_gradient": nests.emit_contraction,
@@ -56,6 +56,8 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
         return control.cond_workspace(kernel, target)
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lanes.convolution_workspace(kernel, block)
+    if kernel.role == "whole" and kernel.kind == "matmul":
+        return products.product_workspace(kernel)
     return 0
 
 

@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 #if defined __GNUC__ && !defined __clang__
-#pragma GCC diagnostic ignored "-Wpsabi" /* all functions are inlined: no call ever passes a vector */
+#pragma GCC diagnostic ignored "-Wpsabi" /* only static functions of one translation unit pass vectors */
 #endif
 #ifndef __has_builtin
 #define __has_builtin(name) 0
@@ -272,16 +272,41 @@ typedef short tw_v16hi __attribute__((vector_size(32)));
 typedef int tw_v16si __attribute__((vector_size(64)));
 typedef long long tw_v8di __attribute__((vector_size(64)));
 #else
-#define TW_MASKED(t, w, name, vector, mask)                                                        \
-    TW_INLINE t##x16 load_partial_##t(const t *pointer, int n) {                                   \
-        t##_lanes r = {.lane = {0}};                                                               \
-        for (int i = 0; i < n; i++) r.lane[i] = pointer[i];                                        \
-        return r.whole;                                                                           \
-    }                                                                                              \
+#define TW_MASKED_STORE(t)                                                                         \
     TW_INLINE void store_partial_##t(t *pointer, t##x16 v, int n) {                                \
         t##_lanes r = {v};                                                                         \
         for (int i = 0; i < n; i++) pointer[i] = r.lane[i];                                        \
     }
+#define TW_MASKED_8(t)                                                                             \
+    TW_INLINE t##x16 load_partial_##t(const t *pointer, int n) {                                   \
+        t##_lanes r = {.lane = {0}};                                                               \
+        for (int i = 0; i < n; i++) r.lane[i] = pointer[i];                                        \
+        return r.whole;                                                                            \
+    }                                                                                              \
+    TW_MASKED_STORE(t)
+#define TW_MASKED_16 TW_MASKED_8
+#if TW_AVX2
+typedef long long tw_v4di __attribute__((vector_size(32)));
+#define TW_MASKED_32(t)                                                                            \
+    TW_INLINE t##x16 load_partial_##t(const t *pointer, int n) {                                   \
+        i32_part lane = {0, 1, 2, 3, 4, 5, 6, 7}, low = lane < n, high = lane < n - 8;             \
+        return (t##x16){{(t##_part)__builtin_ia32_maskloadd256((const void *)pointer, low),        \
+                         (t##_part)__builtin_ia32_maskloadd256((const void *)(pointer + 8), high)}}; \
+    }                                                                                              \
+    TW_MASKED_STORE(t)
+#define TW_FOUR(t, i) (t##_part)__builtin_ia32_maskloadq256((const void *)(pointer + i), (tw_v4di)(lane < last - i))
+#define TW_MASKED_64(t)                                                                            \
+    TW_INLINE t##x16 load_partial_##t(const t *pointer, int n) {                                   \
+        i64_part lane = {0, 1, 2, 3};                                                              \
+        int64_t last = n;                                                                          \
+        return (t##x16){{TW_FOUR(t, 0), TW_FOUR(t, 4), TW_FOUR(t, 8), TW_FOUR(t, 12)}};            \
+    }                                                                                              \
+    TW_MASKED_STORE(t)
+#else
+#define TW_MASKED_32 TW_MASKED_8
+#define TW_MASKED_64 TW_MASKED_8
+#endif
+#define TW_MASKED(t, w, name, vector, mask) TW_MASKED_##w(t)
 #endif
 TW_MASKED(i8, 8, dquqi128, tw_v16qi, uint16_t)
 TW_MASKED(u8, 8, dquqi128, tw_v16qi, uint16_t)
@@ -409,7 +434,7 @@ TW_INLINE u32x16 absolute_u32(u32x16 a) { return a; }
 TW_INLINE u64x16 absolute_u64(u64x16 a) { return a; }
 
 /* ---- Floating point: one macro per compiler and instruction set, then the functions. ---- */
-#if __has_builtin(__builtin_elementwise_fma)
+#if __has_builtin(__builtin_elementwise_fma) && (defined __FMA__ || defined __FP_FAST_FMA || defined __aarch64__)
 #define TW_FMA(t, a, b, c) __builtin_elementwise_fma(a, b, c)
 #elif TW_AVX512
 #define TW_FMA(t, a, b, c) TW_FMA_##t(a, b, c)
@@ -597,7 +622,11 @@ TW_INLINE f64_part tw_sqrt_part_f64(f64_part a) {
     }
 #endif
 
+#if __has_builtin(__builtin_elementwise_sqrt)
+#define TW_SQRT(t, a) __builtin_elementwise_sqrt(a)
+#else
 #define TW_SQRT(t, a) TW_SQRT_##t(a)
+#endif
 #define TW_RINT(t, a) tw_rint_part_##t(a)
 #define TW_FLOOR(t, a) tw_floor_part_##t(a)
 #define TW_CEIL(t, a) tw_ceil_part_##t(a)
