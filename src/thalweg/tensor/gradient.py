@@ -108,13 +108,6 @@ def gradients_where_used(loss: Any, parameters: Sequence[Parameter]) -> list[Ten
     return _found_gradients([loss], None, [_check_target(p, f"[{i}]") for i, p in enumerate(parameters)])
 
 
-def gradients_where_used(loss: Any, parameters: Sequence[Parameter]) -> list[Tensor | None]:
-    """The gradient of a scalar loss for each parameter, None where the loss does not depend on it (for optimisers)."""
-    _check_loss(loss)
-    names = [_name(parameter, f"[{position}]") for position, parameter in enumerate(parameters)]
-    return _gradients([loss], None, parameters, names, None)
-
-
 def _is_module(item: Any) -> bool:
     return callable(getattr(item, "named_parameters", None))
 
@@ -139,7 +132,11 @@ def _name(tensor: Tensor, path: str) -> str:
 
 def _check_loss(loss: Any, what: str = "the loss") -> None:
     if not isinstance(loss, Tensor):
-        hint = "; float() and numpy() lose the history" if isinstance(loss, (float, int, np.ndarray, np.generic)) else ""
+        hint = (
+            "; float() and numpy() lose the history"
+            if isinstance(loss, (float, int, np.ndarray, np.generic))
+            else ""
+        )
         raise GradientError(
             f"{what} must be a tensor, received {loss!r:.60} of type {type(loss).__name__}{hint}"
         )
@@ -187,7 +184,9 @@ def _gradients(
 ) -> list[Tensor]:
     """`_found_gradients`, with zeros (where `allow_unused`) or an error for those that do not exist."""
     results = []
-    for target, name, found in zip(targets, names, _found_gradients(outputs, cotangents, targets), strict=True):
+    for target, name, found in zip(
+        targets, names, _found_gradients(outputs, cotangents, targets), strict=True
+    ):
         if found is None and not allow_unused:
             raise _unused(name, target, outputs)
         results.append(function("zeros_like")(target) if found is None else found)
@@ -260,7 +259,9 @@ def _places_of(target: Tensor, nodes: Sequence[Any], trace: Trace | None) -> lis
 
 def _unused(name: str, target: Tensor, outputs: Sequence[Tensor]) -> GradientError:
     trace = current_trace()
-    reasons = "detach(), stop_gradient, no_grad, numpy() and comparisons end the path from a tensor to the loss"
+    reasons = (
+        "detach(), stop_gradient, no_grad, numpy() and comparisons end the path from a tensor to the loss"
+    )
     if trace is None and not isinstance(target, Holder) and target._value.node is None:
         reasons = (
             "this tensor has no history: eagerly, only what depends on a trainable Parameter or on an argument of "
@@ -386,7 +387,9 @@ def _match(result: Any, cotangent: Any) -> tuple[list[Tensor], list[Tensor]]:
             return
         like = given if isinstance(given, Tensor) else _constant(as_array(given, output.dtype))
         if like.type != output.type:
-            raise GradientError(f"result{path} is {output.type}, its cotangent {like.type}; they must be equal")
+            raise GradientError(
+                f"result{path} is {output.type}, its cotangent {like.type}; they must be equal"
+            )
         outputs.append(output)
         cotangents.append(like)
 
@@ -434,7 +437,9 @@ def _choose(f: Callable[..., Any], wrt: Any, args: Sequence[Any], kwargs: dict[s
         keyword_only = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         places: list[int | str] = [*range(len(args)), *(key for key in kwargs if key not in keyword_only)]
         if not places:
-            raise GradientError("the function was called without arguments: there is nothing to differentiate")
+            raise GradientError(
+                "the function was called without arguments: there is nothing to differentiate"
+            )
         return _Choice(places, names, len(places) == 1)
     wanted = wrt if isinstance(wrt, (tuple, list)) else (wrt,)
     places = []
@@ -443,7 +448,9 @@ def _choose(f: Callable[..., Any], wrt: Any, args: Sequence[Any], kwargs: dict[s
             place: int | str = known.get(item, item)
             if isinstance(place, str) and place not in kwargs:
                 listed = ", ".join([*map(repr, known), *map(repr, kwargs)]) or "none"
-                raise GradientError(f"wrt={item!r} is not an argument of this call; its arguments are {listed}")
+                raise GradientError(
+                    f"wrt={item!r} is not an argument of this call; its arguments are {listed}"
+                )
         elif isinstance(item, int) and not isinstance(item, bool):
             if not -len(args) <= item < len(args):
                 raise GradientError(
@@ -500,7 +507,11 @@ class _Call:
                 'differentiate by wrt, for example tw.grad(f, wrt=("x", "y")) or wrt=0'
             )
         if not tensor.dtype.is_floating:
-            more = f"; write {leaf}.0" if isinstance(leaf, int) and not isinstance(leaf, bool) else "; write x.float()"
+            more = (
+                f"; write {leaf}.0"
+                if isinstance(leaf, int) and not isinstance(leaf, bool)
+                else "; write x.float()"
+            )
             raise GradientError(
                 f"{label} has the element type {tensor.dtype}: only floating-point tensors have a gradient{more}, "
                 'or choose others by wrt, for example tw.grad(f, wrt="x")'
@@ -511,17 +522,26 @@ class _Call:
         self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None, allow_unused: bool
     ) -> dict[int | str, Any]:
         """For each tracked place the nest of gradients."""
-        results = _gradients(outputs, cotangents, self.targets, self.names, allow_unused) if self.targets else []
-        return {place: nest.map_nest(lambda index, _: results[index], found) for place, found in self.nests.items()}
+        results = (
+            _gradients(outputs, cotangents, self.targets, self.names, allow_unused) if self.targets else []
+        )
+        return {
+            place: nest.map_nest(lambda index, _: results[index], found)
+            for place, found in self.nests.items()
+        }
 
     def settle(self, results: Any) -> Any:
         """Eager results without the history that only this call needed, so that it can be freed."""
         trace = current_trace()
         if trace is not None:
             if not eager.mode.recording:
-                trace.unrecorded.extend(leaf._read() for leaf in nest.leaves(results) if isinstance(leaf, Tensor))
+                trace.unrecorded.extend(
+                    leaf._read() for leaf in nest.leaves(results) if isinstance(leaf, Tensor)
+                )
             return results
-        return nest.map_nest(lambda leaf, _: self._settled(leaf) if isinstance(leaf, Tensor) else leaf, results)
+        return nest.map_nest(
+            lambda leaf, _: self._settled(leaf) if isinstance(leaf, Tensor) else leaf, results
+        )
 
     def _settled(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, Holder) or tensor._value.node is None:
