@@ -65,7 +65,7 @@ def _linear_reference(x: Array, weight: Array, bias: Array | None) -> Array:
 
 def _rows(x: Any) -> Any:
     """x as [rows, last axis]."""
-    return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    return x if x.ndim == 2 else reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
