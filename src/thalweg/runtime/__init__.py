@@ -1,0 +1,1 @@
+"""What runs a compiled program: its memory, its threads, its state, and the call itself."""
