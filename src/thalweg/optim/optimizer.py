@@ -300,11 +300,19 @@ class Optimizer:
             *((name, found) for name, found, _, _ in options),
         ]
         places = {id(found): (group, option) for _, found, group, option in options}
-        for holder, array in check_entries(type(self).__name__, expected, state, strict=True):
+        found = check_entries(type(self).__name__, expected, state, strict=True)
+        changes: dict[int, dict[str, Any]] = {}
+        for holder, array in found:
             if id(holder) in places:
                 group, option = places[id(holder)]
-                group[option] = tuple(array.tolist()) if array.ndim else array.item()
-            else:
+                value = tuple(array.tolist()) if array.ndim else array.item()
+                changes.setdefault(id(group), {})[option] = value
+        for group in self.param_groups:
+            self.check({**group, **changes.get(id(group), {})})
+        for group in self.param_groups:
+            group.update(changes.get(id(group), {}))
+        for holder, array in found:
+            if id(holder) not in places:
                 holder.replace(array)
 
     def _make_slots_of(self, state: Mapping[str, Any]) -> None:
@@ -381,7 +389,7 @@ def _parameters(owner: str, params: Any) -> list[Parameter]:
 
 def _normal(name: str, value: Any) -> Any:
     """An option as it is kept: numbers as floats, lists of them as tuples."""
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, bool):
         return value
     return (
         tuple(_as_number(name, item) for item in value)
