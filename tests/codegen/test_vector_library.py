@@ -57,7 +57,10 @@ class Library:
         assert COMPILER is not None
         source, shared = folder / "test.c", folder / "test.so"
         source.write_text(text, encoding="utf-8")
-        command = [COMPILER, *FLAGS, *TARGETS[target][0], "-shared", "-fPIC", str(source), "-o", str(shared)]
+        # libm is left out: none of its functions may be called.
+        libraries = ["-nodefaultlibs", "-Wl,-z,defs", "-lc", "-lgcc"] if platform.system() == "Linux" else []
+        flags = [*FLAGS, *TARGETS[target][0], "-shared", "-fPIC"]
+        command = [COMPILER, *flags, str(source), "-o", str(shared), *libraries]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:4000]
         self.library, self.results = ctypes.CDLL(str(shared)), results
