@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thalweg.codegen.c.bindings import LANE_PARAMETERS, Context, KernelText
@@ -133,8 +133,19 @@ class Geometry:
         return self.channels * self.groups * math.prod(self.bordered)
 
     @property
-    def needs_copy(self) -> bool:
+    def is_bordered(self) -> bool:
+        """Do taps reach beyond the source, or between its neighbours?"""
         return self.bordered != self.source or any(s != 1 for s in self.spread)
+
+    @property
+    def clips(self) -> bool:
+        """Can the loops over taps be clipped to the source instead of reading zeros from a bordered copy?"""
+        return all(s == 1 for s in self.spread) and all(d == 1 for d in self.dilation)
+
+    def clear(self, first: int, last: int) -> bool:
+        """Do all taps of output positions first to last (last axis) lie inside the source?"""
+        low, stride = self.low[-1], self.strides[-1]
+        return first * stride >= low and last * stride + (self.kernel[-1] - 1) * self.dilation[-1] - low < self.source[-1]
 
 
 def geometry(kernel: Kernel) -> Geometry:
@@ -165,10 +176,11 @@ def geometry(kernel: Kernel) -> Geometry:
 def convolution_workspace(kernel: Kernel, block: int) -> int:
     """Bytes of scratch for the bordered copy: one vector of samples, or the whole block for weight gradients."""
     shape = geometry(kernel)
-    if not shape.needs_copy:
-        return 0
     assert kernel.anchor is not None
-    vectors = block // LANES if kernel.anchor.op.name == "convolution_weight_gradient" else 1
+    weights = kernel.anchor.op.name == "convolution_weight_gradient"
+    if not shape.is_bordered or (shape.clips and not weights):
+        return 0
+    vectors = block // LANES if weights else 1
     return shape.bordered_elements * LANES * kernel.anchor.inputs[0].dtype.itemsize * vectors
 
 
@@ -209,10 +221,11 @@ def emit_convolution(context: Context) -> KernelText:
     block_elements = math.prod(x.shape[1:]) * LANES
     lines = [UNUSED, f"{BLOCKS} {{"]
     at = f"{source} + b * {block_elements}"
-    if shape.needs_copy:
+    if shape.is_bordered and not shape.clips:
         lines.append(f"{element} *const border = ({element} *){_workspace(context)};")
         lines += [f"const {element} *const from = {at};", *_border_copy(shape, "from", "border", element)]
         lines.append(f"const {element} *const input = border;")
+        shape = replace(shape, source=shape.bordered, low=(0,) * len(shape.low))
     else:
         lines.append(f"const {element} *const input = {at};")
     rows, columns = best_tile(shape.filters, shape.out[-1])
@@ -222,9 +235,9 @@ def emit_convolution(context: Context) -> KernelText:
             spatial = [f"o{a}" for a in range(len(shape.out) - 1)]
             for name, extent in zip(spatial, shape.out, strict=False):
                 lines.append(f"for (int64_t {name} = 0; {name} < {extent}; {name}++) {{")
-            for inner, width in tile_loops("p", shape.out[-1], columns):
+            for inner, first, width in _pixel_tiles(shape, columns):
                 lines.append(inner)
-                lines += _convolution_tile(shape, group, height, width, element, weight, w, backward)
+                lines += _convolution_tile(shape, group, height, width, first, element, weight, w, backward)
                 lines += _tile_epilogue(context, accesses, outputs, anchor.outputs[0], group * shape.filters, spatial, height, width)
                 lines.append("}")
             lines.append("}" * (len(spatial) + 1))
@@ -232,22 +245,54 @@ def emit_convolution(context: Context) -> KernelText:
     return context.function("\n".join(lines), LANE_PARAMETERS)
 
 
+def _pixel_tiles(shape: Geometry, columns: int) -> Iterator[tuple[str, int | None, int]]:
+    """Headers of the tiles along the last axis: (header, first pixel or None inside a loop, width).
+
+    Tiles whose taps all lie inside the source share a loop; each tile at a border is written out, its taps clipped.
+    """
+    position, extent = 0, shape.out[-1]
+    while position < extent:
+        width = min(columns, extent - position)
+        end = position
+        while end + columns <= extent and shape.clear(end, end + columns - 1):
+            end += columns
+        if end > position:
+            yield f"for (int64_t p = {position}; p < {end}; p += {columns}) {{", None, columns
+            position = end
+        else:
+            yield f"{{ const int64_t p = {position};", position, width
+            position += width
+
+
 def _convolution_tile(
-    shape: Geometry, group: int, height: int, width: int, element: str, weight: str, w: Value, backward: bool
+    shape: Geometry,
+    group: int,
+    height: int,
+    width: int,
+    first: int | None,
+    element: str,
+    weight: str,
+    w: Value,
+    backward: bool,
 ) -> list[str]:
-    """Accumulators a<filter>_<pixel> of one tile, summed over channels and taps."""
+    """Accumulators a<filter>_<pixel> of one tile, summed over channels and the taps that lie inside the source."""
     rank = len(shape.out)
     lines = [
         " ".join(f"{element}x16 a{r}_{j} = broadcast_{element}(0);" for r in range(height) for j in range(width)),
         f"for (int64_t c = 0; c < {shape.channels}; c++) {{",
     ]
-    taps = [f"t{a}" for a in range(rank - 1)]
-    for name, extent in zip(taps, shape.kernel, strict=False):
-        lines.append(f"for (int64_t {name} = 0; {name} < {extent}; {name}++) {{")
     position = f"{group * shape.channels} + c"
     for a in range(rank - 1):
-        position = f"({position}) * {shape.bordered[a]} + o{a} * {shape.strides[a]} + t{a} * {shape.dilation[a]}"
-    position = f"({position}) * {shape.bordered[-1]} + p * {shape.strides[-1]}"
+        start = f"o{a} * {shape.strides[a]} - {shape.low[a]}"
+        taps, extent = shape.kernel[a], shape.source[a]
+        lower, upper = "0", str(taps)
+        if shape.low[a] > 0:
+            lower = f"({start} < 0 ? -({start}) : 0)"
+        if (shape.out[a] - 1) * shape.strides[a] + (taps - 1) * shape.dilation[a] - shape.low[a] >= extent:
+            upper = f"({extent} - ({start}) < {taps} ? {extent} - ({start}) : {taps})"
+        lines.append(f"for (int64_t t{a} = {lower}; t{a} < {upper}; t{a}++) {{")
+        position = f"({position}) * {extent} + {start} + t{a} * {shape.dilation[a]}"
+    position = f"({position}) * {shape.source[-1]} + p * {shape.strides[-1]} - {shape.low[-1]}"
     lines.append(f"const {element} *const s = input + ({position}) * {LANES};")
     # weight [K][C/groups][taps]: forward row k, gradient column k with the taps reversed
     size = math.prod(shape.kernel)
@@ -256,27 +301,34 @@ def _convolution_tile(
         step = f"{shape.kernel[a] - 1} - t{a}" if backward else f"t{a}"
         tap = f"({tap}) * {shape.kernel[a]} + {step}"
     tap = f"({tap}) * {shape.kernel[-1]}"
+    per_filter = w.shape[1] * size
     if backward:
-        per_filter = w.shape[1] * size
         lines.append(f"const {element} *const f = {weight} + ({group * shape.channels} + c) * {per_filter} + k * {size} + {tap};")
         filter_step = size
     else:
-        per_filter = w.shape[1] * size
         lines.append(f"const {element} *const f = {weight} + ({group * shape.filters} + k) * {per_filter} + c * {size} + {tap};")
         filter_step = per_filter
     last = shape.kernel[-1]
     for t in range(last):
+        inside = [j for j in range(width) if first is None or _reaches(shape, first + j, t)]
+        if not inside:
+            continue
         lines.append("{")
-        for j in range(width):
+        for j in inside:
             offset = (j * shape.strides[-1] + t * shape.dilation[-1]) * LANES
             lines.append(f"const {element}x16 x{j} = load_{element}(s + {offset});")
         for r in range(height):
             at = r * filter_step + (last - 1 - t if backward else t)
-            products = " ".join(f"a{r}_{j} = fma_{element}(w, x{j}, a{r}_{j});" for j in range(width))
+            products = " ".join(f"a{r}_{j} = fma_{element}(w, x{j}, a{r}_{j});" for j in inside)
             lines.append(f"{{ const {element}x16 w = broadcast_{element}(f[{at}]); {products} }}")
         lines.append("}")
-    lines.append("}" * (len(taps) + 1))
+    lines.append("}" * rank)
     return lines
+
+
+def _reaches(shape: Geometry, pixel: int, tap: int) -> bool:
+    """Does a tap of an output position (last axis) lie inside the source?"""
+    return 0 <= pixel * shape.strides[-1] + tap * shape.dilation[-1] - shape.low[-1] < shape.source[-1]
 
 
 def _tile_epilogue(
@@ -328,7 +380,7 @@ def emit_convolution_weight_gradient(context: Context) -> KernelText:
     lines = [UNUSED, f"const int64_t vectors = (count + {LANES - 1}) / {LANES};"]
     lines.append(clear_tail(cotangent, all_filters * pixels))
     lines.append(clear_tail(source, all_channels * math.prod(shape.source)))
-    if shape.needs_copy:
+    if shape.is_bordered:
         lines.append(f"{element} *const input = ({element} *){_workspace(context)};")
         lines.append("for (int64_t b = 0; b < vectors; b++) {")
         lines.append(f"const {element} *const from = {source} + b * {all_channels * math.prod(shape.source) * LANES};")
