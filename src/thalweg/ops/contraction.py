@@ -215,7 +215,7 @@ def window_positions(
     return (padded - extent) // stride + 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Convolution(Op):
     """What the three modes share: the geometry of y[b, k, o] = sum over c, t of x[b, c, o*stride + t*dilation
     - low] w[k, c, t].

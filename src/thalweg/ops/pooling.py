@@ -35,7 +35,7 @@ Array = np.ndarray[Any, Any]
 # ---- primitives --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pool(Op):
     """Windows over [B, C, *spatial]: tap t of window o reads position o*stride + t*dilation - low."""
 
