@@ -1,8 +1,8 @@
 """Thalweg: a deep-learning framework that compiles a whole training step to one native program.
 
-`import thalweg as tw` gives tensors, functions on them, gradients and `compile`; the parts above them (`tw.nn`,
-`tw.optim`, `tw.data`, `tw.io`, `tw.train`, `tw.viz`, `tw.models`) are imported when they are first used.
-"""
+`import thalweg as tw` gives tensors, functions on them, gradients and `compile`; the parts above them
+(`tw.nn`, `tw.optim`, `tw.data`, `tw.io`, `tw.train`, `tw.viz`, `tw.models`) are imported when they are first
+used. """
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def traced(monkeypatch):
     return names
 
 
-# ---- signatures -----------------------------------------------------------------------------------------------------
+# ---- signatures --------------------------------------------------------------------------------------------
 
 
 def test_one_trace_per_signature(traced):
@@ -48,7 +48,17 @@ def test_one_trace_per_signature(traced):
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(1, 2), (1, 1.0), (True, 1), (0.0, -0.0), ("a", "b"), (None, 0), ((1, 2), [1, 2]), ({"a": 1}, {"b": 1}), (1, (1,))],
+    [
+        (1, 2),
+        (1, 1.0),
+        (True, 1),
+        (0.0, -0.0),
+        ("a", "b"),
+        (None, 0),
+        ((1, 2), [1, 2]),
+        ({"a": 1}, {"b": 1}),
+        (1, (1,)),
+    ],
 )
 def test_static_arguments_are_part_of_the_signature(traced, first, second):
     f = tw.compile(lambda x, option: (x * 1, option))
@@ -115,7 +125,15 @@ def test_functions_without_tensors():
 def test_non_contiguous_foreign_and_odd_arrays():
     f = tw.compile(lambda x: x * 2)
     base = np.arange(12, dtype=np.float32).reshape(3, 4)
-    for odd in (base.T, base[:, ::2], base[::-1], base.astype(">f4"), base[:0], np.float32(3), np.asarray(3.5)):
+    for odd in (
+        base.T,
+        base[:, ::2],
+        base[::-1],
+        base.astype(">f4"),
+        base[:0],
+        np.float32(3),
+        np.asarray(3.5),
+    ):
         np.testing.assert_array_equal(f(odd).numpy(), odd * 2)
         np.testing.assert_array_equal(f(tw.asarray(odd)).numpy(), odd * 2)
     np.testing.assert_array_equal(f(tw.zeros((2, 3))).numpy(), np.zeros((2, 3)))
@@ -128,7 +146,7 @@ def test_every_element_type_passes_through(dtype):
     assert found.dtype is x.dtype and found.tolist() == [1, 1, 0]
 
 
-# ---- captured values ------------------------------------------------------------------------------------------------
+# ---- captured values ---------------------------------------------------------------------------------------
 
 
 def test_captured_tensors_become_inputs():
@@ -146,7 +164,7 @@ def test_values_of_captured_tensors_may_be_read_while_tracing():
     assert f(X).tolist() == (X * 2).tolist()
 
 
-# ---- guards ---------------------------------------------------------------------------------------------------------
+# ---- guards ------------------------------------------------------------------------------------------------
 
 factor = 2.0
 numbers = [1.0, 2.0]
@@ -186,8 +204,16 @@ CHANGES = {
         set_element(settings.parts["bias"], 0, 1.0),
         4.0,
     ),
-    "an attribute of a namespace": (lambda x: x * (1 + settings.gain), lambda m: m.setattr(settings, "gain", 2.0), 3.0),
-    "an attribute of an object": (lambda x: x * (1 + options.gain), lambda m: m.setattr(options, "gain", 2.0), 3.0),
+    "an attribute of a namespace": (
+        lambda x: x * (1 + settings.gain),
+        lambda m: m.setattr(settings, "gain", 2.0),
+        3.0,
+    ),
+    "an attribute of an object": (
+        lambda x: x * (1 + options.gain),
+        lambda m: m.setattr(options, "gain", 2.0),
+        3.0,
+    ),
     "an attribute of a class": (
         lambda x: x * (1 + Options.gain),
         lambda m: m.setattr(Options, "gain", 2.0),
@@ -236,7 +262,9 @@ def test_captured_tensors_that_are_replaced_are_seen():
     (program,) = next(iter(f._entries.values())).programs.values()
     offset = tw.tensor(5.0)
     assert f(X).tolist() == (X + 5).tolist()
-    assert next(iter(f._entries.values())).program is program  # the same graph: traced again, not compiled again
+    assert (
+        next(iter(f._entries.values())).program is program
+    )  # the same graph: traced again, not compiled again
 
 
 def test_user_modules_are_guarded(monkeypatch, tmp_path, traced):
@@ -337,7 +365,7 @@ def test_the_reason_of_a_trace_is_told(monkeypatch, capsys):
     assert "the global 'factor' of <lambda> has changed from 2.0 to 4.0" in told
 
 
-# ---- what can be compiled -------------------------------------------------------------------------------------------
+# ---- what can be compiled ----------------------------------------------------------------------------------
 
 
 def test_methods_and_callable_objects():
@@ -394,7 +422,7 @@ def test_wrong_options(use, words):
         use()
 
 
-# ---- looking inside -------------------------------------------------------------------------------------------------
+# ---- looking inside ----------------------------------------------------------------------------------------
 
 
 def test_graph_accepts_stand_ins_and_computes_nothing():
@@ -439,7 +467,7 @@ def test_every_node_knows_its_line():
     assert all(node.where and node.where[0].file == __file__ for node in graph.nodes)
 
 
-# ---- errors of tracing ----------------------------------------------------------------------------------------------
+# ---- errors of tracing -------------------------------------------------------------------------------------
 
 VALUE_USES = {
     "if": (lambda x: 1 if x.sum() > 0 else 2, ["tw.where(condition, a, b)", "tw.cond"]),
@@ -472,7 +500,9 @@ def test_values_do_not_exist_in_a_trace(name):
     text = str(caught.value)
     assert all(word in text for word in words), text
     if name not in ("mask",):
-        assert "step is being traced" in text and __file__ in text and "VALUE_USES" not in text.split("at ")[0]
+        assert (
+            "step is being traced" in text and __file__ in text and "VALUE_USES" not in text.split("at ")[0]
+        )
     assert not tw.tracing()
 
 

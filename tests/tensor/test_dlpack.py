@@ -6,7 +6,20 @@ import pytest
 import thalweg as tw
 from thalweg.errors import ArgumentError, DataError, DTypeError, TraceError
 
-DTYPES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
+DTYPES = [
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -71,7 +84,7 @@ def test_protocol_arguments():
         t.__dlpack__(dl_device=(2, 0))
     copied = np.from_dlpack(t, copy=True) if np.lib.NumpyVersion(np.__version__) >= "2.1.0" else None
     assert copied is None or not np.shares_memory(copied, t.numpy())
-    with pytest.raises(ArgumentError, match="tw.tensor"):
+    with pytest.raises(ArgumentError, match=r"tw\.tensor"):
         tw.from_dlpack([1.0])
 
 

@@ -20,7 +20,11 @@ print(middle - begin, end - middle)
 
 def run(code, **environment):
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=True,
     )
     return found.stdout
 
@@ -36,7 +40,16 @@ def test_import_takes_less_than_twice_as_long_as_numpy(tmp_path):
 
 def test_heavy_packages_are_not_imported():
     loaded = run("import sys, thalweg; print(*sys.modules)").split()
-    for name in ("ml_dtypes", "safetensors", "tqdm", "matplotlib", "PIL", "torch", "thalweg.nn", "thalweg.codegen"):
+    for name in (
+        "ml_dtypes",
+        "safetensors",
+        "tqdm",
+        "matplotlib",
+        "PIL",
+        "torch",
+        "thalweg.nn",
+        "thalweg.codegen",
+    ):
         assert name not in loaded
 
 

@@ -19,9 +19,17 @@ def seeded():
 
 
 def test_equal_seeds_give_equal_numbers():
-    first = [random.uniform((4,)).tolist(), random.normal((3,)).tolist(), random.randint((5,), 0, 10).tolist()]
+    first = [
+        random.uniform((4,)).tolist(),
+        random.normal((3,)).tolist(),
+        random.randint((5,), 0, 10).tolist(),
+    ]
     tw.manual_seed(7)
-    second = [random.uniform((4,)).tolist(), random.normal((3,)).tolist(), random.randint((5,), 0, 10).tolist()]
+    second = [
+        random.uniform((4,)).tolist(),
+        random.normal((3,)).tolist(),
+        random.randint((5,), 0, 10).tolist(),
+    ]
     assert first == second
     assert random.uniform((4,)).tolist() != random.uniform((4,)).tolist()
     assert tw.Generator(7).seed == 7 and repr(tw.Generator(2**64 - 1)) == f"Generator(seed={2**64 - 1})"

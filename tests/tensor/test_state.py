@@ -1,4 +1,6 @@
-"""State and scope: parameters, buffers, views, programs that share and change them, copies, threads, fork, failures."""
+"""State and scope: parameters, buffers, views, programs that share and change them, copies, threads, fork,
+failures.
+"""
 
 import copy
 import gc
@@ -63,7 +65,7 @@ def train(model, rate):
     return step
 
 
-# ---- holders --------------------------------------------------------------------------------------------------------
+# ---- holders -----------------------------------------------------------------------------------------------
 
 
 def test_parameter_and_buffer_basics():
@@ -81,7 +83,7 @@ def test_parameter_and_buffer_basics():
 
 
 def test_parameters_are_floating_point():
-    with pytest.raises(DTypeError, match="tw.Buffer"):
+    with pytest.raises(DTypeError, match=r"tw\.Buffer"):
         tw.Parameter([1, 2])
     with pytest.raises(ArgumentError, match="True or False"):
         tw.Parameter([1.0], trainable=1)
@@ -105,7 +107,7 @@ def test_assign_checks_shape_and_type():
 
 def test_operators_that_assign_are_refused():
     parameter = tw.Parameter([1.0])
-    with pytest.raises(ArgumentError, match="parameter.assign"):
+    with pytest.raises(ArgumentError, match=r"parameter\.assign"):
         parameter += 1
     with pytest.raises(ArgumentError, match="index_put"):
         parameter[0] = 1
@@ -122,7 +124,7 @@ def test_assigned_values_do_not_share_memory_with_their_source():
     assert other.tolist() == [3, 4]
 
 
-# ---- storage: in place only where nobody sees it --------------------------------------------------------------------
+# ---- storage: in place only where nobody sees it -----------------------------------------------------------
 
 
 def viewers(parameter):
@@ -218,7 +220,7 @@ def test_a_torch_view_held_across_a_compiled_update_keeps_its_values():
     assert view.tolist() == [[1, 1], [1, 1]] and model.weight.tolist() != [[1, 1], [1, 1]]
 
 
-# ---- state in compiled functions ------------------------------------------------------------------------------------
+# ---- state in compiled functions ---------------------------------------------------------------------------
 
 
 def test_reading_is_an_input_and_assigning_an_output():
@@ -233,7 +235,12 @@ def test_reading_is_an_input_and_assigning_an_output():
 
     for expected in (2, 4, 6):
         first, second, third = count()
-        assert (int(first), int(second), int(third), int(counter)) == (10 * expected - 10, expected, expected, expected)
+        assert (int(first), int(second), int(third), int(counter)) == (
+            10 * expected - 10,
+            expected,
+            expected,
+            expected,
+        )
     graph = count.graph()
     assert [entry.holder is counter for entry in graph.state] == [True] and graph.state[0].after is not None
     second.numpy()
@@ -293,9 +300,7 @@ def test_train_and_eval_programs_share_parameters():
         step(X)
     model.training = False
     second = predict(X)
-    np.testing.assert_allclose(
-        second.numpy(), (X - model.mean.numpy()) @ model.weight.numpy(), rtol=1e-6
-    )
+    np.testing.assert_allclose(second.numpy(), (X - model.mean.numpy()) @ model.weight.numpy(), rtol=1e-6)
     assert not np.array_equal(first.numpy(), second.numpy())
 
 
@@ -389,7 +394,7 @@ def test_deepcopy_of_an_object_with_a_compiled_method_compiles_anew():
     assert (int(counter.count), int(twin.count)) == (1, 3)
 
 
-# ---- failures -------------------------------------------------------------------------------------------------------
+# ---- failures ----------------------------------------------------------------------------------------------
 
 
 def test_an_exception_while_tracing_leaves_the_state_as_it_was():
@@ -442,7 +447,7 @@ def test_a_program_error_does_not_keep_the_lock():
     assert done == [1]
 
 
-# ---- threads and processes ------------------------------------------------------------------------------------------
+# ---- threads and processes ---------------------------------------------------------------------------------
 
 
 def run_threads(count, work):
@@ -576,7 +581,7 @@ def test_compiled_functions_work_after_a_fork():
     step(X)
 
 
-# ---- life times -----------------------------------------------------------------------------------------------------
+# ---- life times --------------------------------------------------------------------------------------------
 
 
 def test_a_compiled_method_does_not_keep_its_object_alive():
@@ -615,7 +620,7 @@ def test_the_reference_count_of_an_unshared_array_is_calibrated():
     assert not state._COUNTED or holder._references() == state._UNSHARED
 
 
-# ---- structure ------------------------------------------------------------------------------------------------------
+# ---- structure ---------------------------------------------------------------------------------------------
 
 
 def test_holders_made_while_tracing_become_state():

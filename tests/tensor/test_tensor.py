@@ -1,4 +1,4 @@
-"""Tensors as NumPy's and PyTorch's users know them: creation, values, operators, indexing, methods, copies."""
+"""Tensors as NumPy's and PyTorch's users know them: creation, operators, indexing, methods, copies."""
 
 import copy
 import pickle
@@ -23,7 +23,7 @@ def x():
     return np.arange(24, dtype=np.float32).reshape(2, 3, 4) - 11.5
 
 
-# ---- creation -------------------------------------------------------------------------------------------------------
+# ---- creation ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_functions_that_make_tensors():
     same(tw.full_like(like, 5), np.full(2, 5))
 
 
-# ---- attributes and values ------------------------------------------------------------------------------------------
+# ---- attributes and values ---------------------------------------------------------------------------------
 
 
 def test_attributes(x):
@@ -177,7 +177,7 @@ def test_numpy_functions_and_mixed_arithmetic(x):
     assert np.mean(np.asarray(t)) == x.mean()
 
 
-# ---- operators ------------------------------------------------------------------------------------------------------
+# ---- operators ---------------------------------------------------------------------------------------------
 
 OPERATORS = {
     "+": lambda a, b: a + b,
@@ -196,10 +196,14 @@ OPERATORS = {
 
 
 @pytest.mark.parametrize("sign", OPERATORS)
-@pytest.mark.parametrize("shapes", [((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 1), (1, 3)), ((), (2, 3)), ((2, 0), (1, 1))])
+@pytest.mark.parametrize(
+    "shapes", [((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 1), (1, 3)), ((), (2, 3)), ((2, 0), (1, 1))]
+)
 def test_operators_broadcast_as_numpy(sign, shapes):
     generator = np.random.default_rng(0)
-    a, b = (np.round(generator.normal(size=shape) * 4).astype(np.float32) + np.float32(0.5) for shape in shapes)
+    a, b = (
+        np.round(generator.normal(size=shape) * 4).astype(np.float32) + np.float32(0.5) for shape in shapes
+    )
     operator = OPERATORS[sign]
     expected = np.asarray(operator(a, b))
     same(operator(tw.tensor(a), tw.tensor(b)), expected)
@@ -251,7 +255,7 @@ def test_matmul_error_names_shapes_and_line():
     assert "3" in text and "4" in text
 
 
-# ---- indexing -------------------------------------------------------------------------------------------------------
+# ---- indexing ----------------------------------------------------------------------------------------------
 
 KEYS = [
     0,
@@ -300,7 +304,7 @@ def test_indexing_by_tensors(x):
     same(t[: tw.tensor(1)], x[:1])
 
 
-# ---- methods --------------------------------------------------------------------------------------------------------
+# ---- methods -----------------------------------------------------------------------------------------------
 
 METHODS = {
     "reshape": (lambda t: t.reshape(4, -1), lambda a: a.reshape(4, -1)),
@@ -391,7 +395,7 @@ def test_floating_point_methods(x, ours, theirs):
     assert found.dtype is tw.float32
 
 
-# ---- repr, copies, pickling -----------------------------------------------------------------------------------------
+# ---- repr, copies, pickling --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -433,7 +437,9 @@ def test_deepcopy_of_holders_is_independent_and_keeps_ties():
     assert type(slot) is tw.Buffer
 
 
-@pytest.mark.parametrize("item", [tw.tensor([1.0]), tw.Parameter([1.0]), tw.Buffer([1])], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    "item", [tw.tensor([1.0]), tw.Parameter([1.0]), tw.Buffer([1])], ids=lambda t: type(t).__name__
+)
 def test_pickling_is_refused_with_a_way_out(item):
     with pytest.raises(TypeError, match="safetensors"):
         pickle.dumps(item)

@@ -1,8 +1,8 @@
 """The mathematics of every op: shape rule, NumPy reference, gradient rule, axis rule, kind and test samples.
 
-The functions named here are those of the public interface; they are generic over graph values and users' tensors.
-Importing this package also gives operators and methods (`Operand`, `thalweg.tensor.methods`) their functions.
-"""
+The functions named here are those of the public interface; they are generic over graph values and users'
+tensors. Importing this package also gives operators and methods (`Operand`, `thalweg.tensor.methods`) their
+functions. """
 
 from thalweg.graph import bind
 from thalweg.ops.accumulation import cumulative_sum, put_along_axis, scatter

@@ -15,10 +15,9 @@ from thalweg.ops.sources import iota
 def index_put(x: Any, key: Any, value: Any, mode: str = "set") -> Any:
     """`x` with `value` at `x[key]`: what `x[key] = value` does to an array, as a new tensor.
 
-    `key` is any key that `x[key]` takes; `value` broadcasts to the shape of `x[key]` and takes the element type of `x`.
-    `mode` "add", "min" or "max" combines with the old elements instead. Where `key` names an element twice the values
-    take effect in order. Raises the errors of indexing and broadcasting.
-    """
+    `key` is any key that `x[key]` takes; `value` broadcasts to the shape of `x[key]` and takes the element
+    type of `x`. `mode` "add", "min" or "max" combines with the old elements instead. Where `key` names an
+    element twice the values take effect in order. Raises the errors of indexing and broadcasting. """
     x = operand(x)
     places = index(reshape(iota((math.prod(x.shape),), 0), x.shape), key)
     values = broadcast_to(cast(operand(value, x.dtype), x.dtype), places.shape)

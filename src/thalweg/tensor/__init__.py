@@ -1,4 +1,6 @@
-"""The user's tensors: values, traces, state, gradients, compiled functions. It glues graph, ops and programs together."""
+"""The user's tensors: values, traces, state, gradients, compiled functions. It glues graph, ops and programs
+together.
+"""
 
 from thalweg.tensor import random
 from thalweg.tensor.compile import compile, spec

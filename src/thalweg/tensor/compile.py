@@ -1,8 +1,9 @@
-"""`compile`: a function of tensors as one program per input signature, found again by a key, kept valid by guards.
+"""`compile`: a function of tensors as one program per input signature, found again by a key, kept valid by
+guards.
 
-A call builds the key of its arguments, checks that nothing else the trace has read has changed, and runs the program.
-Only when one of these fails is the function traced again; the program is reused where the new graph is the same.
-"""
+A call builds the key of its arguments, checks that nothing else the trace has read has changed, and runs the
+program. Only when one of these fails is the function traced again; the program is reused where the new graph
+is the same."""
 
 from __future__ import annotations
 
@@ -37,13 +38,17 @@ BACKENDS = (None, "c", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Stands for a tensor of this type where only a graph, a plan or source text is wanted. Made by `tw.spec`."""
+    """Stands for a tensor of this type where only a graph, a plan or source text is wanted. Made by
+    `tw.spec`.
+    """
 
     type: Type
 
 
 def spec(shape: Sequence[int] | int, dtype: Any = types.float32) -> Spec:
-    """A stand-in for a tensor of that shape and element type, for `compiled.graph(...)`, `.plan(...)`, `.source(...)`."""
+    """A stand-in for a tensor of that shape and element type, for `compiled.graph(...)`, `.plan(...)`,
+    `.source(...)`.
+    """
     from thalweg.ops.movement import shape_argument
 
     return Spec(Type(types.dtype(dtype), shape_argument(shape)))
@@ -56,7 +61,7 @@ def make_program(graph: Graph, backend: str | None, threads: int | None) -> Any:
     return compile_graph(graph, backend, threads)
 
 
-# ---- keys of arguments ----------------------------------------------------------------------------------------------
+# ---- keys of arguments -------------------------------------------------------------------------------------
 
 
 class _Key:
@@ -114,7 +119,7 @@ def _reference(item: Any, forget: Callable[[Any], None]) -> Callable[[], Any]:
         return lambda: item
 
 
-# ---- one traced signature -------------------------------------------------------------------------------------------
+# ---- one traced signature ----------------------------------------------------------------------------------
 
 
 class _Slot:
@@ -184,7 +189,7 @@ class Compiled(Traceable):
         self._lock = ForkSafeLock()
         functools.update_wrapper(self, function, updated=())
 
-    # ---- calling --------------------------------------------------------------------------------------------------------
+    # ---- calling -------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if tracing() or current() is not None:
@@ -203,13 +208,19 @@ class Compiled(Traceable):
         else:
             types = [value.type for value in entry.graph.outputs]
             outputs = _run(entry, inputs)
-            tensors = [wrap(Value(type, None, 0, array), None) for type, array in zip(types, outputs, strict=True)]
+            tensors = [
+                wrap(Value(type, None, 0, array), None) for type, array in zip(types, outputs, strict=True)
+            ]
         if entry.only_output:
             return tensors[0]
-        return nest.map_nest(lambda leaf, _: tensors[leaf.index] if type(leaf) is _Slot else leaf, entry.result)
+        return nest.map_nest(
+            lambda leaf, _: tensors[leaf.index] if type(leaf) is _Slot else leaf, entry.result
+        )
 
     def _recorded(self, entry: Entry, key: _Key, inputs: list[Array]) -> list[Value]:
-        """A call that becomes one step of the eager history. What it read stays as it was: hence before the call."""
+        """A call that becomes one step of the eager history. What it read stays as it was: hence before the
+        call.
+        """
         arguments = [
             Value(types.type_of(array), None, 0, array) if value is None else value
             for value, array in zip(key.values, key.arrays, strict=True)
@@ -222,20 +233,21 @@ class Compiled(Traceable):
         known = [value.type for value in entry.graph.outputs]
         node = eager.HistoryNode(entry.call_op, (*arguments, *captured, *state), known, outputs, *location())
         return [
-            value if value.dtype.is_floating else Value(value.type, None, 0, value.data) for value in node.outputs
+            value if value.dtype.is_floating else Value(value.type, None, 0, value.data)
+            for value in node.outputs
         ]
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else BoundCompiled(self, instance)
 
-    # ---- looking inside -------------------------------------------------------------------------------------------------
+    # ---- looking inside ------------------------------------------------------------------------------------
 
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The graph for these arguments (or `tw.spec` stand-ins), as it was traced; nothing is computed."""
         return self._inspected(args, kwargs, run=False).graph
 
     def plan(self, *args: Any, **kwargs: Any) -> Any:
-        """What will run for these arguments: phases, kernels, buffers and exact bytes; nothing is computed."""
+        """What runs for these arguments: phases, kernels, buffers and exact bytes; nothing is computed."""
         return self._inspected(args, kwargs, run=True).program.plan
 
     def source(self, *args: Any, **kwargs: Any) -> str:
@@ -254,14 +266,18 @@ class Compiled(Traceable):
             key.add(kwargs)
         return self._entry(args, kwargs, key, run)
 
-    # ---- tracing --------------------------------------------------------------------------------------------------------
+    # ---- tracing -------------------------------------------------------------------------------------------
 
     def _entry(self, args: Sequence[Any], kwargs: dict[str, Any], key: _Key, run: bool) -> Entry:
         """A valid entry for the key; with a program where `run`."""
         parts = tuple(key.parts)
         with self._lock.lock:
             entry = self._entries.get(parts)
-            reason = f"no trace for these arguments: {_signature(parts)}" if entry is None else entry.stale(key.objects)
+            reason = (
+                f"no trace for these arguments: {_signature(parts)}"
+                if entry is None
+                else entry.stale(key.objects)
+            )
             if entry is None or reason is not None:
                 if settings.debug >= 1:
                     print(f"thalweg: {self.name} is traced: {reason}", file=sys.stderr)
@@ -283,7 +299,9 @@ class Compiled(Traceable):
 
         return forget
 
-    def _traced(self, args: Sequence[Any], kwargs: dict[str, Any], programs: dict[tuple[Any, ...], Any]) -> Entry:
+    def _traced(
+        self, args: Sequence[Any], kwargs: dict[str, Any], programs: dict[tuple[Any, ...], Any]
+    ) -> Entry:
         before = epoch()
         trace = Trace(self.name)
         names = self._argument_names(len(args))
@@ -340,7 +358,11 @@ class BoundCompiled(Traceable):
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.compiled, name)
-        return functools.partial(found, self.instance) if name in ("graph", "plan", "source", "program") else found
+        return (
+            functools.partial(found, self.instance)
+            if name in ("graph", "plan", "source", "program")
+            else found
+        )
 
 
 def _signature(parts: Sequence[Any]) -> str:
@@ -377,7 +399,7 @@ def _as_input(item: Any, label: str, trace: Trace) -> Any:
 
 
 def _as_output(leaf: Any, trace: Trace, outputs: list[Value], places: dict[int, int]) -> Any:
-    """A leaf of the result: a place among the outputs for a tensor that was computed, else the leaf itself."""
+    """A leaf of the result: a place among the outputs for a computed tensor, else the leaf itself."""
     if not isinstance(leaf, Tensor) or (not leaf.is_traced and not isinstance(leaf, Holder)):
         return leaf
     value = leaf._read()
@@ -392,17 +414,17 @@ def compile(
 ) -> Any:
     """Compile a function of tensors: traced once per signature of its arguments, then run as one program.
 
-    `@tw.compile`, `@tw.compile(backend="numpy")` or `tw.compile(f)`; for functions, methods and modules. Arguments and
-    results are tensors, NumPy arrays and any nest of them in lists, tuples and dicts. Python numbers, strings and None
-    are static: part of the signature, baked into the program (wrap a number that changes in `tw.tensor`); other objects
-    are static by identity. Parameters, buffers and random generators that the function reads or assigns are found by
-    identity and changed in place. What else it reads (attributes of modules, globals, closure variables, containers)
-    is guarded: when it changes, the function is traced again. Side effects of the Python code happen while tracing only.
+    `@tw.compile`, `@tw.compile(backend="numpy")` or `tw.compile(f)`; for functions, methods and modules.
+    Arguments and results are tensors, NumPy arrays and any nest of them in lists, tuples and dicts. Python
+    numbers, strings and None are static: part of the signature, baked into the program (wrap a number that
+    changes in `tw.tensor`); other objects are static by identity. Parameters, buffers and random generators
+    that the function reads or assigns are found by identity and changed in place. What else it reads
+    (attributes of modules, globals, closure variables, containers) is guarded: when it changes, the function
+    is traced again. Side effects of the Python code happen while tracing only.
 
-    `backend`: "c", "numpy" (the reference, no compiler needed), or None for THALWEG_BACKEND's choice. `threads`: for
-    this program; None for THALWEG_THREADS or all CPUs. Inside another traced function, and where a gradient of its
-    arguments is being recorded eagerly, the plain function runs.
-    """
+    `backend`: "c", "numpy" (the reference, no compiler needed), or None for THALWEG_BACKEND's choice.
+    `threads`: for this program; None for THALWEG_THREADS or all CPUs. Inside another traced function, and
+    where a gradient of its arguments is being recorded eagerly, the plain function runs."""
     if backend not in BACKENDS:
         raise ArgumentError(f'backend is "c", "numpy" or None, received {backend!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
@@ -410,7 +432,9 @@ def compile(
     if function is None:
         return lambda decorated: compile(decorated, backend=backend, threads=threads)
     if not callable(function):
-        raise ArgumentError(f"compile takes a function, a method or a module, received {type(function).__name__}")
+        raise ArgumentError(
+            f"compile takes a function, a method or a module, received {type(function).__name__}"
+        )
     if isinstance(function, (Compiled, BoundCompiled)):
         return function
     return Compiled(function, backend, threads)

@@ -1,9 +1,9 @@
-"""Eager evaluation: ops on concrete tensors run at once, and keep their history where a gradient may be asked for.
+"""Eager evaluation: ops on concrete tensors run at once, and keep their history where a gradient may be asked
+for.
 
-In: an op and concrete graph values. Out: values with arrays. A value that depends on something *tracked* (a trainable
-parameter, an argument of `grad`) keeps the node that made it, so `node is not None` means tracked. The history holds
-the arrays as they were: a later assignment to a parameter cannot change it.
-"""
+In: an op and concrete graph values. Out: values with arrays. A value that depends on something *tracked* (a
+trainable parameter, an argument of `grad`) keeps the node that made it, so `node is not None` means tracked.
+The history holds the arrays as they were: a later assignment to a parameter cannot change it."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ def recording(enabled: bool) -> Iterator[None]:
 
 
 class HistoryNode(Node):
-    """A node whose outputs are known weakly, so that a history without users is freed at once, without a collector.
+    """A node whose outputs are known weakly, so that a history without users is freed at once, without a
+    collector.
 
-    The arrays are kept here; a value that nobody holds any more is made anew when a gradient rule asks for it.
-    """
+    The arrays are kept here; a value that nobody holds any more is made anew when a gradient rule asks for
+    it."""
 
     __slots__ = ("_alive", "arrays", "types")
 
@@ -176,7 +177,9 @@ def _evaluate(op: Op, arrays: Sequence[Array], types: Sequence[Type]) -> tuple[A
     found = tuple([np.asarray(result) for result in results])
     for array, type in zip(found, types, strict=True):
         if array.shape != type.shape or array.dtype != type.dtype.numpy:
-            raise GraphError(f"the reference of {op.name} gave {array.dtype}{array.shape}, its shape rule {type}")
+            raise GraphError(
+                f"the reference of {op.name} gave {array.dtype}{array.shape}, its shape rule {type}"
+            )
     return found
 
 

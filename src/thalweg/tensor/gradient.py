@@ -1,8 +1,7 @@
 """Gradients for users: `gradient`, `grad`, `value_and_grad`, `vjp`, `no_grad`, `release`.
 
-In: tensors with history (eager) or in a trace. Out: tensors that `thalweg.autodiff` computes from the graph; they are
-ordinary tensors, so that gradients of gradients need nothing further.
-"""
+In: tensors with history (eager) or in a trace. Out: tensors that `thalweg.autodiff` computes from the graph;
+they are ordinary tensors, so that gradients of gradients need nothing further."""
 
 from __future__ import annotations
 
@@ -62,7 +61,9 @@ def _without_history(decorated: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def release(loss: Tensor) -> None:
-    """Forget how `loss` was computed; its value stays. A later gradient of it is an error that names this line."""
+    """Forget how `loss` was computed; its value stays. A later gradient of it is an error that names this
+    line.
+    """
     trace = current_trace()
     if trace is not None:
         trace.released[id(loss._read())] = user_span()
@@ -72,16 +73,16 @@ def release(loss: Tensor) -> None:
         value.node = HistoryNode(Released(), (), (value.type,), (value.data,), where, scope)
 
 
-# ---- the gradient of a loss ------------------------------------------------------------------------------------------
+# ---- the gradient of a loss --------------------------------------------------------------------------------
 
 
 def gradient(loss: Any, wrt: Any, *, allow_unused: bool = False) -> Any:
     """The gradient of a scalar `loss` with respect to `wrt`, in the same nest as `wrt`.
 
-    `wrt` is a tensor, a Parameter, a module (the result is a dict: parameter name -> gradient; frozen parameters are
-    left out), or lists, tuples and dicts of these. Raises `GradientError` where the loss is not a floating-point
-    scalar, or does not depend on something in `wrt`; with `allow_unused` that gradient is zeros.
-    """
+    `wrt` is a tensor, a Parameter, a module (the result is a dict: parameter name -> gradient; frozen
+    parameters are left out), or lists, tuples and dicts of these. Raises `GradientError` where the loss is
+    not a floating-point scalar, or does not depend on something in `wrt`; with `allow_unused` that gradient
+    is zeros."""
     _check_loss(loss)
     names: list[str] = []
     targets: list[Tensor] = []
@@ -142,13 +143,15 @@ def _check_loss(loss: Any, what: str = "the loss") -> None:
         )
     if loss.size != 1:
         raise GradientError(
-            f"{what} must be a scalar, received shape {loss.shape}; write {_call_of(what)}.mean() or .sum(), or tw.vjp(f, x) "
+            f"{what} must be a scalar, received shape {loss.shape}; write {_call_of(what)}.mean() or "
+            ".sum(), or tw.vjp(f, x) "
             "for the derivative of a function with many results"
         )
     if not loss.dtype.is_floating:
         raise GradientError(
             f"{what} must be floating point, received {loss.dtype}, which has no gradient; "
-            "comparisons, argmax and integer casts end the path. Write loss.float() only where the values are meant"
+            "comparisons, argmax and integer casts end the path. Write loss.float() only where the "
+            "values are meant"
         )
 
 
@@ -159,7 +162,8 @@ def _call_of(what: str) -> str:
 def _check_target(leaf: Any, path: str) -> Tensor:
     if not isinstance(leaf, Tensor):
         raise GradientError(
-            f"wrt{path} must be a tensor, a Parameter or a module, received {leaf!r:.60} of type {type(leaf).__name__}; "
+            f"wrt{path} must be a tensor, a Parameter or a module, received {leaf!r:.60} of type "
+            f"{type(leaf).__name__}; "
             "for names and positions of arguments write tw.grad(f, wrt=...)"
         )
     if not leaf.dtype.is_floating:
@@ -196,7 +200,9 @@ def _gradients(
 def _found_gradients(
     outputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None, targets: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """For each target the sum over outputs of cotangent (None: 1) times derivative; None where there is no path."""
+    """For each target the sum over outputs of cotangent (None: 1) times derivative; None where there is no
+    path.
+    """
     trace = current_trace()
     values = [output._read() for output in outputs]
     nodes = _checked_history(values, trace)
@@ -264,12 +270,14 @@ def _unused(name: str, target: Tensor, outputs: Sequence[Tensor]) -> GradientErr
     )
     if trace is None and not isinstance(target, Holder) and target._value.node is None:
         reasons = (
-            "this tensor has no history: eagerly, only what depends on a trainable Parameter or on an argument of "
+            "this tensor has no history: eagerly, only what depends on a trainable Parameter or on an "
+            "argument of "
             "tw.grad is recorded. Write loss, gradient = tw.value_and_grad(f)(x), or x = tw.Parameter(x)"
         )
     elif trace is None and all(output._read().node is None for output in outputs):
         reasons = (
-            "the loss has no history at all: it depends on no trainable Parameter, was computed inside no_grad, or by a "
+            "the loss has no history at all: it depends on no trainable Parameter, was computed inside "
+            "no_grad, or by a "
             "compiled function that changes parameters (take the gradient inside that function)"
         )
     return GradientError(
@@ -278,7 +286,7 @@ def _unused(name: str, target: Tensor, outputs: Sequence[Tensor]) -> GradientErr
     )
 
 
-# ---- gradients of functions --------------------------------------------------------------------------------------------
+# ---- gradients of functions --------------------------------------------------------------------------------
 
 
 class _Argument:
@@ -290,11 +298,11 @@ def value_and_grad(
 ) -> Callable[..., Any]:
     """A function that gives `(f(...), gradient)`.
 
-    `wrt`: None for every argument, a position, a parameter's name, or a tuple of them. With one name or position, or
-    where `f` takes one argument, the gradient is bare, else it is a tuple. An argument may be a nest of tensors, or a
-    module (the gradient is then a dict by parameter name). With `has_aux`, `f` gives `(loss, auxiliary)` and the result
-    is `((loss, auxiliary), gradient)`. Raises `GradientError`, as `gradient` does.
-    """
+    `wrt`: None for every argument, a position, a parameter's name, or a tuple of them. With one name or
+    position, or where `f` takes one argument, the gradient is bare, else it is a tuple. An argument may be a
+    nest of tensors, or a module (the gradient is then a dict by parameter name). With `has_aux`, `f` gives
+    `(loss, auxiliary)` and the result is `((loss, auxiliary), gradient)`. Raises `GradientError`, as
+    `gradient` does."""
     if not callable(f):
         raise ArgumentError(
             f"grad takes a function, received {type(f).__name__}; for a loss that is computed already write "
@@ -311,7 +319,8 @@ def value_and_grad(
             result = f(*call.args, **call.kwargs)
             if has_aux and not (isinstance(result, tuple) and len(result) == 2):
                 raise GradientError(
-                    f"with has_aux=True the function must return (loss, auxiliary), received {type(result).__name__}"
+                    "with has_aux=True the function must return (loss, auxiliary), received "
+                    f"{type(result).__name__}"
                 )
             loss = result[0] if has_aux else result
             _check_loss(loss, f"the result of {getattr(f, '__name__', 'the function')}")
@@ -325,7 +334,8 @@ def value_and_grad(
 def grad(
     f: Callable[..., Any], wrt: Any = None, *, allow_unused: bool = False, has_aux: bool = False
 ) -> Callable[..., Any]:
-    """A function that gives the gradient of `f`, or `(gradient, auxiliary)` with `has_aux`. See `value_and_grad`.
+    """A function that gives the gradient of `f`, or `(gradient, auxiliary)` with `has_aux`. See
+    `value_and_grad`.
 
     >>> import thalweg as tw
     >>> f = lambda x, y, z: 2 * x**2 + y**3 + z
@@ -345,10 +355,11 @@ def grad(
 
 
 def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
-    """`f(*args)`, and a function from a cotangent of the result to the gradients of all arguments, as a tuple.
+    """`f(*args)`, and a function from a cotangent of the result to the gradients of all arguments, as a
+    tuple.
 
-    The cotangent has the nest, shapes and dtypes of the result. The function takes `allow_unused=True` like `grad`.
-    """
+    The cotangent has the nest, shapes and dtypes of the result. The function takes `allow_unused=True` like
+    `grad`."""
     call = _Call(args, {})
     for position in range(len(args)):
         call.track(position, f"argument {position}")
@@ -365,7 +376,9 @@ def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[..., tuple[Any
 
 
 def _match(result: Any, cotangent: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Leaves of a result and of its cotangent, floating-point ones only; a leaf's cotangent may be a list of numbers."""
+    """Leaves of a result and of its cotangent, floating-point ones only; a leaf's cotangent may be a list of
+    numbers.
+    """
     outputs: list[Tensor] = []
     cotangents: list[Tensor] = []
 
@@ -469,7 +482,9 @@ def _choose(f: Callable[..., Any], wrt: Any, args: Sequence[Any], kwargs: dict[s
 
 
 class _Call:
-    """One call of a differentiated function: its arguments with a beginning of history for each tensor in them."""
+    """One call of a differentiated function: its arguments with a beginning of history for each tensor in
+    them.
+    """
 
     def __init__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         self.args = list(args)
@@ -503,7 +518,8 @@ class _Call:
             tensor = _constant(as_array(leaf))
         else:
             raise GradientError(
-                f"{label} is {leaf!r:.60} of type {type(leaf).__name__}, which has no gradient; choose what to "
+                f"{label} is {leaf!r:.60} of type {type(leaf).__name__}, which has no gradient; choose "
+                "what to "
                 'differentiate by wrt, for example tw.grad(f, wrt=("x", "y")) or wrt=0'
             )
         if not tensor.dtype.is_floating:
@@ -513,7 +529,8 @@ class _Call:
                 else "; write x.float()"
             )
             raise GradientError(
-                f"{label} has the element type {tensor.dtype}: only floating-point tensors have a gradient{more}, "
+                f"{label} has the element type {tensor.dtype}: only floating-point tensors have a "
+                f"gradient{more}, "
                 'or choose others by wrt, for example tw.grad(f, wrt="x")'
             )
         return _beginning(tensor, self.owner, label)

@@ -1,9 +1,9 @@
 """Guards: what a traced function reads beside its arguments, so that a change leads to a new trace.
 
-In: a function that has been traced. Out: a snapshot of its closure cells, of the globals and user modules' attributes
-that its code names, of defaults, containers, and plain objects' attributes; and the same of the user's functions and
-classes that it can reach from there. Attributes of a `Module` are covered by the epoch, its containers by the snapshot.
-"""
+In: a function that has been traced. Out: a snapshot of its closure cells, of the globals and user modules'
+attributes that its code names, of defaults, containers, and plain objects' attributes; and the same of the
+user's functions and classes that it can reach from there. Attributes of a `Module` are covered by the epoch,
+its containers by the snapshot."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 class _Same:
-    """Stands for an object that is compared by identity, and keeps it alive so that its address stays its own."""
+    """Stands for an object that is compared by identity, and keeps it alive so that its address stays its
+    own.
+    """
 
     __slots__ = ("item",)
 
@@ -73,7 +75,8 @@ def _is_plain_object(item: Any) -> bool:
     """Whether an object is an instance of a user's class whose attributes can be compared one by one."""
     if isinstance(item, (Tensor, type, python.ModuleType, python.FunctionType)) or is_module_like(item):
         return False
-    return hasattr(item, "__dict__") and (is_user_class(type(item)) or type(item).__name__ in _NAMESPACES)
+    cls: Any = type(item)
+    return hasattr(item, "__dict__") and (is_user_class(cls) or cls.__name__ in _NAMESPACES)
 
 
 def _is_fixed(item: Any, depth: int = 0) -> bool:
@@ -85,7 +88,9 @@ def _is_fixed(item: Any, depth: int = 0) -> bool:
 
 def is_module_like(item: Any) -> bool:
     """Whether it is a neural network module: changes of its plain attributes are counted by the epoch."""
-    return callable(getattr(type(item), "named_parameters", None)) and callable(getattr(type(item), "modules", None))
+    return callable(getattr(type(item), "named_parameters", None)) and callable(
+        getattr(type(item), "modules", None)
+    )
 
 
 @functools.cache
@@ -98,7 +103,9 @@ def is_user_class(cls: type) -> bool:
 
 
 def is_user_module(module: python.ModuleType) -> bool:
-    """Whether a Python module is the user's own code: not Thalweg, the standard library or an installed package."""
+    """Whether a Python module is the user's own code: not Thalweg, the standard library or an installed
+    package.
+    """
     file = getattr(module, "__file__", None)
     if file is None:
         return module.__name__ == "__main__"
@@ -113,7 +120,8 @@ def is_user_file(file: str) -> bool:
     path = os.path.abspath(file)
     paths = sysconfig.get_paths()
     return not any(
-        path.startswith(os.path.abspath(paths[name]) + os.sep) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+        path.startswith(os.path.abspath(paths[name]) + os.sep)
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
     )
 
 

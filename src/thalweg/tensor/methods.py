@@ -1,19 +1,20 @@
 """Methods of tensors: op functions under the names that NumPy's and PyTorch's users expect.
 
-They are generic like the functions that they call; `Value` gets them too, so that the body of a composite reads like
-any other code.
-"""
+They are generic like the functions that they call; `Value` gets them too, so that the body of a composite
+reads like any other code."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from thalweg import types
 from thalweg.errors import ArgumentError, ShapeError
 from thalweg.graph import function
 from thalweg.types import DType
 
-Integer, Real, Truth = int, float, bool  # the class below has methods named int, float and bool
+Integer: TypeAlias = int  # the class below has methods named int, float and bool
+Real: TypeAlias = float
+Truth: TypeAlias = bool
 
 
 def _sizes(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -28,7 +29,7 @@ class Methods:
 
     __slots__ = ()
 
-    # ---- shapes ---------------------------------------------------------------------------------------------------------
+    # ---- shapes --------------------------------------------------------------------------------------------
 
     def reshape(self, *shape: Any) -> Any:
         """The same elements in row-major order under another shape; one size may be -1."""
@@ -41,8 +42,8 @@ class Methods:
         return function("flatten")(self, start_axis, end_axis)
 
     def transpose(self, *axes: Any) -> Any:
-        """Axes in another order: none given reverses them, a tuple is a permutation as in NumPy, and two separate
-        integers exchange those two axes as in PyTorch."""
+        """Axes in another order: none given reverses them, a tuple is a permutation as in NumPy, and two
+        separate integers exchange those two axes as in PyTorch."""
         if len(axes) == 2:
             return function("swapaxes")(self, *axes)
         return function("transpose")(self, _sizes(axes) if axes else None)
@@ -114,7 +115,7 @@ class Methods:
         """The whole tensor repeated along every axis."""
         return function("tile")(self, _sizes(repetitions))
 
-    # ---- reductions -----------------------------------------------------------------------------------------------------
+    # ---- reductions ----------------------------------------------------------------------------------------
 
     def sum(self, axis: Any = None, keepdims: Truth = False, *, dtype: Any = None) -> Any:
         """Sum over `axis` (None: all axes)."""
@@ -168,7 +169,7 @@ class Methods:
         """Sums of all elements up to each along `axis`."""
         return function("cumulative_sum")(self, axis)
 
-    # ---- element by element ---------------------------------------------------------------------------------------------
+    # ---- element by element --------------------------------------------------------------------------------
 
     def abs(self) -> Any:
         """Absolute value."""
@@ -278,7 +279,7 @@ class Methods:
 
     clamp = clip
 
-    # ---- indices, products ------------------------------------------------------------------------------------------------
+    # ---- indices, products ---------------------------------------------------------------------------------
 
     def take(self, indices: Any, axis: Integer | None = None) -> Any:
         """Elements at `indices` along `axis` (None: of the flattened tensor)."""
@@ -300,14 +301,16 @@ class Methods:
         """The product of two vectors or matrices."""
         return function("matmul")(self, other)
 
-    # ---- element types ----------------------------------------------------------------------------------------------------
+    # ---- element types -------------------------------------------------------------------------------------
 
     def astype(self, dtype: Any) -> Any:
         """With another element type."""
         return function("cast")(self, dtype)
 
     def to(self, dtype: Any) -> Any:
-        """With another element type. There is no device to move to: programs choose it where they are compiled."""
+        """With another element type. There is no device to move to: programs choose it where they are
+        compiled.
+        """
         if isinstance(dtype, str) and dtype not in DType.by_name:
             raise ArgumentError(
                 f"to({dtype!r}): expected an element type such as 'float32'; a tensor has no device, "

@@ -1,9 +1,9 @@
 """Random generators and random tensors: `tw.Generator`, `tw.manual_seed`, `tw.random`.
 
-A generator's state is a buffer uint32[4] (seed low, seed high, call number low, call number high) for the counter-based
-Philox4x32-10 of `thalweg.ops.sources`. Eagerly each draw is a call. A compiled function counts one call each time it
-runs, and tells its draws apart by a stream number per call site. So results depend neither on threads nor on layout.
-"""
+A generator's state is a buffer uint32[4] (seed low, seed high, call number low, call number high) for the
+counter-based Philox4x32-10 of `thalweg.ops.sources`. Eagerly each draw is a call. A compiled function counts
+one call each time it runs, and tells its draws apart by a stream number per call site. So results depend
+neither on threads nor on layout."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Generator:
         return self
 
     def draw(self) -> tuple[Tensor, int]:
-        """State and stream number for one random tensor (the arguments of `thalweg.ops.random`); counts the call."""
+        """State and stream number for one random tensor (the arguments of `thalweg.ops.random`); counts the
+        call.
+        """
         trace = current_trace()
         if trace is not None and trace.is_body:
             with suspended(trace):  # one draw outside: `scan` gives every iteration a state of its own
@@ -96,7 +98,12 @@ def _draw(generator: Generator | None) -> tuple[Tensor, int]:
 
 
 def uniform(
-    shape: Any, low: float = 0.0, high: float = 1.0, *, dtype: Any = types.float32, generator: Generator | None = None
+    shape: Any,
+    low: float = 0.0,
+    high: float = 1.0,
+    *,
+    dtype: Any = types.float32,
+    generator: Generator | None = None,
 ) -> Any:
     """Uniform numbers in [low, high)."""
     state, stream = _draw(generator)
@@ -104,7 +111,12 @@ def uniform(
 
 
 def normal(
-    shape: Any, mean: float = 0.0, std: float = 1.0, *, dtype: Any = types.float32, generator: Generator | None = None
+    shape: Any,
+    mean: float = 0.0,
+    std: float = 1.0,
+    *,
+    dtype: Any = types.float32,
+    generator: Generator | None = None,
 ) -> Any:
     """Normally distributed numbers."""
     state, stream = _draw(generator)
@@ -130,7 +142,8 @@ def permutation(count: int, *, generator: Generator | None = None) -> Any:
     trace = current_trace()
     if trace is not None:
         raise TraceError(
-            f"permutation is called while {trace.name} is being traced; make it before and pass it as an argument"
+            f"permutation is called while {trace.name} is being traced; make it before and pass it as an "
+            "argument"
         )
     keys = randint((count, 2), 0, 2**32, generator=generator).numpy()
     order = np.lexsort((keys[:, 1], keys[:, 0]))

@@ -1,9 +1,9 @@
 """State holders: parameters, buffers and what optimisers and random generators keep from call to call.
 
-A holder is a tensor whose value can be replaced. Programs find holders by identity; each change raises the version.
-A program may overwrite a holder's storage only if nobody else can see it: `storage_for_update` decides that by the
-number of references to the array, because every view, DLPack capsule, tensor and history entry holds one.
-"""
+A holder is a tensor whose value can be replaced. Programs find holders by identity; each change raises the
+version. A program may overwrite a holder's storage only if nobody else can see it: `storage_for_update`
+decides that by the number of references to the array, because every view, DLPack capsule, tensor and history
+entry holds one."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 def own_storage(array: Any) -> Array:
     """A row-major copy of an array in memory of its own that starts at a multiple of 64 bytes.
 
-    The memory is a `bytearray`, so that every view of the copy refers to the copy itself: NumPy would let a view of
-    a view refer to the array at the end of the chain.
-    """
+    The memory is a `bytearray`, so that every view of the copy refers to the copy itself: NumPy would let a
+    view of a view refer to the array at the end of the chain."""
     source = np.asarray(array)
     dtype = types.dtype(source.dtype).numpy
     size = source.size * dtype.itemsize
@@ -46,13 +45,13 @@ def own_storage(array: Any) -> Array:
     return owned
 
 
-# ---- epoch: has any attribute of any module changed? -----------------------------------------------------------------
+# ---- epoch: has any attribute of any module changed? -------------------------------------------------------
 
 _epoch = 0
 
 
 def epoch() -> int:
-    """A number that grows whenever a plain attribute of a module is assigned: compiled functions compare it."""
+    """Grows whenever a plain attribute of a module is assigned: compiled functions compare it."""
     return _epoch
 
 
@@ -65,7 +64,7 @@ def bump_epoch() -> None:
         trace.epochs += 1
 
 
-# ---- locks: one per state set -----------------------------------------------------------------------------------------
+# ---- locks: one per state set ------------------------------------------------------------------------------
 
 
 class ForkSafeLock:
@@ -113,7 +112,7 @@ def join_locks(holders: Sequence[Holder]) -> None:
                     first.holders.add(holder)
 
 
-def acquire(holder: Holder) -> threading.RLock:  # type: ignore[valid-type]
+def acquire(holder: Holder) -> threading.RLock:
     """Take and return the lock of the state set that a holder belongs to."""
     while True:
         state_lock = holder._lock
@@ -124,11 +123,13 @@ def acquire(holder: Holder) -> threading.RLock:  # type: ignore[valid-type]
         lock.release()  # the set has been joined with another one while we waited
 
 
-# ---- holders ------------------------------------------------------------------------------------------------------------
+# ---- holders -----------------------------------------------------------------------------------------------
 
 
 class Holder(Tensor):
-    """A tensor whose value can be replaced. Its shape stays, its dtype too but for `convert`; use `Parameter` or `Buffer`."""
+    """A tensor whose value can be replaced. Its shape stays, its dtype too but for `convert`; use `Parameter`
+    or `Buffer`.
+    """
 
     __slots__ = ("_array", "_leaf", "_lock", "_type", "name", "version")
 
@@ -169,14 +170,15 @@ class Holder(Tensor):
         trace = current_trace()
         if trace is None:
             return self.data
-        raise no_value(trace.read(self), trace, what, instead or f"read the value of {self!r} outside {trace.name}")
+        raise no_value(
+            trace.read(self), trace, what, instead or f"read the value of {self!r} outside {trace.name}"
+        )
 
     def assign(self, value: Any) -> None:
         """Replace the value: at once outside traces, at the end of the program's call inside.
 
-        `value` is a tensor, an array or a number of this holder's shape and dtype. Reading the holder afterwards gives
-        the new value. Raises `ShapeError` or `DTypeError` if it does not fit.
-        """
+        `value` is a tensor, an array or a number of this holder's shape and dtype. Reading the holder
+        afterwards gives the new value. Raises `ShapeError` or `DTypeError` if it does not fit."""
         trace = current_trace()
         if trace is None:
             self.replace(eager_array(value, self._type.dtype))
@@ -208,11 +210,14 @@ class Holder(Tensor):
             self.version += 1
 
     def convert(self, dtype: Any) -> None:
-        """Change the element type, and the value with it, outside traces. Programs that use the holder are made anew."""
+        """Change the element type, and the value with it, outside traces. Programs that use the holder are
+        made anew.
+        """
         trace = current_trace()
         if trace is not None:
             raise TraceError(
-                f"the element type of a {type(self).__name__} cannot change while {trace.name} is being traced; "
+                f"the element type of a {type(self).__name__} cannot change while {trace.name} is being "
+                "traced; "
                 "convert it before, or write x.astype(dtype) for the value"
             )
         with self._lock.lock:
@@ -223,11 +228,11 @@ class Holder(Tensor):
         bump_epoch()
 
     def storage_for_update(self) -> Array:
-        """An array with the current value that may be overwritten: the program's way to change a holder in place.
+        """An array with the current value that may be overwritten: the program's way to change a holder in
+        place.
 
-        It is the holder's own array if nobody else can see it, else a copy that takes its place, so that views keep
-        their values. Call it while holding the state's lock.
-        """
+        It is the holder's own array if nobody else can see it, else a copy that takes its place, so that
+        views keep their values. Call it while holding the state's lock."""
         self._leaf = None
         if not _COUNTED or self._references() > _UNSHARED:
             self._array = own_storage(self._array)
@@ -241,7 +246,8 @@ class Holder(Tensor):
         label = f"{type(self).__name__} {self.name!r}" if self.name else f"a {type(self).__name__}"
         if found.shape != self._type.shape:
             raise ShapeError(
-                f"{label} of shape {self._type.shape} cannot take a value of shape {found.shape}; the shape stays "
+                f"{label} of shape {self._type.shape} cannot take a value of shape {found.shape}; the "
+                "shape stays "
                 f"for life. Write value.reshape({self._type.shape}), or make a new {type(self).__name__}"
             )
         if found.dtype is not self._type.dtype:
@@ -273,7 +279,9 @@ class Holder(Tensor):
 
 
 class Buffer(Holder):
-    """A tensor that is kept from call to call but not trained: a running mean, an optimiser's slot, a learning rate."""
+    """A tensor that is kept from call to call but not trained: a running mean, an optimiser's slot, a
+    learning rate.
+    """
 
     __slots__ = ()
 
@@ -330,12 +338,15 @@ class Parameter(Holder):
 
 
 def _count_unshared() -> int:
-    """What `_references` gives for an array that only its holder refers to; it differs between Python versions."""
+    """What `_references` gives for an array that only its holder refers to; it differs between Python
+    versions.
+    """
     probe = Buffer.__new__(Buffer)
     probe._array = np.zeros(1)
     return probe._references()
 
 
-# Without the interpreter lock (free-threaded Python) another thread may take a reference meanwhile: always copy then.
+# Without the interpreter lock (free-threaded Python) another thread may take a reference meanwhile: always
+# copy then.
 _COUNTED = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
 _UNSHARED = _count_unshared() if _COUNTED else 0

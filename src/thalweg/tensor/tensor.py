@@ -1,8 +1,8 @@
-"""`Tensor`: the user's multi-dimensional array, concrete (it has a value) or traced (it has a place in a graph).
+"""`Tensor`: the user's multi-dimensional array, concrete (it has a value) or traced (it has a place in a
+graph).
 
-A concrete tensor never changes. All mathematics is in `thalweg.ops`; this file says how operands meet traces and the
-eager evaluation, how a value is read, and what NumPy and PyTorch users expect of an array object.
-"""
+A concrete tensor never changes. All mathematics is in `thalweg.ops`; this file says how operands meet traces
+and the eager evaluation, how a value is read, and what NumPy and PyTorch users expect of an array object."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _SHOWN = 100  # elements that repr shows before it abbreviates
 
 
 def as_array(data: Any, dtype: Any = None) -> Array:
-    """`data` (a tensor, array, number or nested sequence of numbers) as a NumPy array; Python floats give float32.
+    """`data` (a tensor, array, number or nested sequence of numbers) as a NumPy array; Python floats give
+    float32.
 
-    May share memory with `data`. Raises `DTypeError` for what is not made of numbers, `ShapeError` for ragged nests.
-    """
+    May share memory with `data`. Raises `DTypeError` for what is not made of numbers, `ShapeError` for ragged
+    nests."""
     wanted = None if dtype is None else types.dtype(dtype)
     if isinstance(data, Tensor):
         array = data._concrete("converting a tensor to an array")
@@ -56,12 +57,13 @@ def as_array(data: Any, dtype: Any = None) -> Array:
 def _is_plain(data: Sequence[Any]) -> bool:
     """Whether all leaves of a nested list are Python numbers."""
     return all(
-        _is_plain(item) if isinstance(item, (list, tuple)) else type(item) in (bool, int, float) for item in data
+        _is_plain(item) if isinstance(item, (list, tuple)) else type(item) in (bool, int, float)
+        for item in data
     )
 
 
 def _from_python(data: Any, wanted: DType | None) -> Array:
-    """Python numbers, or a nested list of them, with the given element type or the one that they have here."""
+    """Python numbers, or a nested list of them, with the given element type or their own."""
     try:
         array = np.asarray(data)
     except ValueError:
@@ -96,7 +98,9 @@ def _stacked(data: Any) -> Array:
 
 
 def _ragged(data: Any) -> ShapeError:
-    return ShapeError(f"a nested list must have rows of equal length to become a tensor, received {data!r:.80}")
+    return ShapeError(
+        f"a nested list must have rows of equal length to become a tensor, received {data!r:.80}"
+    )
 
 
 def eager_array(value: Any, dtype: DType) -> Array:
@@ -108,7 +112,7 @@ def eager_array(value: Any, dtype: DType) -> Array:
     return as_array(value)
 
 
-# ---- how operands meet traces and eager evaluation -------------------------------------------------------------------
+# ---- how operands meet traces and eager evaluation ---------------------------------------------------------
 
 
 def value_of(item: Any) -> Value:
@@ -156,9 +160,8 @@ install_frontend(_apply)
 class Tensor(Methods, Operand):
     """A multi-dimensional array with a shape and an element type. Make one with `tw.tensor(data)`.
 
-    Tensors never change: where NumPy and PyTorch write into an array, Thalweg makes a new one. `Parameter` and
-    `Buffer` are the tensors whose value can be replaced.
-    """
+    Tensors never change: where NumPy and PyTorch write into an array, Thalweg makes a new one. `Parameter`
+    and `Buffer` are the tensors whose value can be replaced."""
 
     __slots__ = ("__weakref__", "_trace", "_value")
     _value: Value
@@ -169,7 +172,7 @@ class Tensor(Methods, Operand):
         self._value = Value(types.type_of(array), None, 0, array)
         self._trace = None
 
-    # ---- what it is ---------------------------------------------------------------------------------------------------
+    # ---- what it is ----------------------------------------------------------------------------------------
 
     @property
     def type(self) -> Type:
@@ -206,7 +209,7 @@ class Tensor(Methods, Operand):
         """Whether it stands for a place in a graph and has no value."""
         return self._trace is not None
 
-    # ---- the value -----------------------------------------------------------------------------------------------------
+    # ---- the value -----------------------------------------------------------------------------------------
 
     def _read(self) -> Value:
         """The value as an operand here and now."""
@@ -217,7 +220,9 @@ class Tensor(Methods, Operand):
             raise leaked(self._value, self._trace)
         return self._value
 
-    def _concrete(self, what: str, instead: str = "compute it outside the traced function, from a returned tensor") -> Array:
+    def _concrete(
+        self, what: str, instead: str = "compute it outside the traced function, from a returned tensor"
+    ) -> Array:
         """The concrete array; raises `TraceError` where there is none."""
         if self._trace is None:
             return self._value.data  # type: ignore[no-any-return]
@@ -233,7 +238,7 @@ class Tensor(Methods, Operand):
 
     def item(self) -> float | int | bool:
         """The value of a tensor with one element as a Python number."""
-        return _scalar(self, "item()")
+        return _scalar(self, "item()")  # type: ignore[no-any-return]
 
     def tolist(self) -> Any:
         """The value as nested lists of Python numbers."""
@@ -244,7 +249,9 @@ class Tensor(Methods, Operand):
         array = self._concrete("converting a tensor to a NumPy array")
         if copy or (dtype is not None and np.dtype(dtype) != array.dtype):
             if copy is False:
-                raise ArgumentError(f"a {self.dtype} tensor cannot become an array of {np.dtype(dtype)} without a copy")
+                raise ArgumentError(
+                    f"a {self.dtype} tensor cannot become an array of {np.dtype(dtype)} without a copy"
+                )
             return np.array(array, dtype)
         return self.numpy()
 
@@ -259,12 +266,19 @@ class Tensor(Methods, Operand):
 
     def __index__(self) -> int:
         if not self.dtype.is_integer:
-            raise DTypeError(f"only an integer tensor can be a Python index, received {self.dtype}; write int(tensor)")
-        return int(_scalar(self, "using a tensor as a Python integer", "tensor indices, x[index], or tw.take(x, index)"))
+            raise DTypeError(
+                f"only an integer tensor can be a Python index, received {self.dtype}; write int(tensor)"
+            )
+        return int(
+            _scalar(
+                self, "using a tensor as a Python integer", "tensor indices, x[index], or tw.take(x, index)"
+            )
+        )
 
     def __bool__(self) -> bool:
         instead = (
-            "tw.where(condition, a, b) to choose between values, or tw.cond(condition, f, g, ...) to choose between "
+            "tw.where(condition, a, b) to choose between values, or tw.cond(condition, f, g, ...) to "
+            "choose between "
             "computations"
         )
         array = self._concrete("the truth of a tensor (if, while, and, or, not, bool)", instead)
@@ -299,7 +313,7 @@ class Tensor(Methods, Operand):
             return str(self)
         return format(_scalar(self, f"formatting with {form!r}"), form)
 
-    # ---- other frameworks, copies --------------------------------------------------------------------------------------
+    # ---- other frameworks, copies --------------------------------------------------------------------------
 
     def __dlpack__(self, **options: Any) -> Any:
         from thalweg.tensor.dlpack import export
@@ -338,11 +352,12 @@ class Tensor(Methods, Operand):
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
             f"a {type(self).__name__} cannot be pickled: unpickling a file can run any code. Write "
-            "tw.io.save(path, {'name': tensor}) for a safetensors file, model.save(path) for a model, or pass "
+            "tw.io.save(path, {'name': tensor}) for a safetensors file, model.save(path) for a model, or "
+            "pass "
             "tensor.numpy() to another process"
         )
 
-    # ---- what is written differently here -------------------------------------------------------------------------------
+    # ---- what is written differently here ------------------------------------------------------------------
 
     def __setitem__(self, key: Any, value: Any) -> NoReturn:
         raise ArgumentError(
@@ -355,7 +370,8 @@ class Tensor(Methods, Operand):
     def backward(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not here: gradients are returned, never stored."""
         raise GradientError(
-            "loss.backward() does not exist here: gradients are returned, never stored in .grad; write instead\n"
+            "loss.backward() does not exist here: gradients are returned, never stored in .grad; write "
+            "instead\n"
             "  optimizer.minimize(loss)                        # gradient and update in one\n"
             "  gradients = tw.gradient(loss, wrt=model)        # a dict: parameter name -> gradient\n"
             "  loss, gradients = tw.value_and_grad(f)(x)       # for a function of tensors"
@@ -373,7 +389,11 @@ class Tensor(Methods, Operand):
         if self._trace is not None:
             value = self._value
             trace = self._trace
-            made = f"input of {trace.name}" if value.node is None else f"{value.node.op.name} at {value.node.where[0]}"
+            made = (
+                f"input of {trace.name}"
+                if value.node is None
+                else f"{value.node.op.name} at {value.node.where[0]}"
+            )
             return f"tensor({self.type}, traced: {made}{'' if trace.active else ', trace over'})"
         return f"tensor({shown_values(self._value.data, 7)}{shown_type(self.type)})"
 
@@ -387,7 +407,9 @@ def _concrete_masks(key: Any) -> Any:
     return key
 
 
-def _scalar(tensor: Tensor, what: str, instead: str = "compute it outside the traced function, from a returned tensor") -> Any:
+def _scalar(
+    tensor: Tensor, what: str, instead: str = "compute it outside the traced function, from a returned tensor"
+) -> Any:
     array = tensor._concrete(what, instead)
     if array.size != 1:
         raise ShapeError(
@@ -401,23 +423,35 @@ def shown_values(array: Array, indent: int) -> str:
     """Values for `repr`, abbreviated where there are many."""
     shown = array.astype(np.float32) if array.dtype.kind == "V" else array
     return np.array2string(
-        shown, precision=4, threshold=_SHOWN, edgeitems=3, separator=", ", prefix=" " * indent, max_line_width=100
+        shown,
+        precision=4,
+        threshold=_SHOWN,
+        edgeitems=3,
+        separator=", ",
+        prefix=" " * indent,
+        max_line_width=100,
     )
 
 
 def shown_type(found: Type) -> str:
     """What `repr` shows of a type: element type and shape where the shown values do not tell them."""
-    text = "" if found.dtype in (types.float32, types.int64, types.bool_) and found.size else f", dtype={found.dtype}"
+    text = (
+        ""
+        if found.dtype in (types.float32, types.int64, types.bool_) and found.size
+        else f", dtype={found.dtype}"
+    )
     return text + (f", shape={found.shape}" if found.size > _SHOWN or found.size == 0 else "")
 
 
 def tensor(data: Any, dtype: Any = None) -> Any:
     """A tensor with a copy of `data`: numbers, nested lists, NumPy arrays, tensors.
 
-    Python floats become float32, Python integers int64, booleans bool; arrays keep their element type. In a traced
-    function the values become constants of the program. Raises `DTypeError` or `ShapeError` for what is not an array.
-    """
-    if isinstance(data, Operand) and (not isinstance(data, Tensor) or data.is_traced or current_trace() is not None):
+    Python floats become float32, Python integers int64, booleans bool; arrays keep their element type. In a
+    traced function the values become constants of the program. Raises `DTypeError` or `ShapeError` for what
+    is not an array."""
+    if isinstance(data, Operand) and (
+        not isinstance(data, Tensor) or data.is_traced or current_trace() is not None
+    ):
         from thalweg.ops.core import cast
 
         return cast(data, data.dtype if dtype is None else dtype)  # type: ignore[attr-defined]
@@ -429,7 +463,9 @@ def tensor(data: Any, dtype: Any = None) -> Any:
 
 
 def asarray(data: Any, dtype: Any = None) -> Any:
-    """Like `tensor`, but on the memory of a NumPy array where no conversion is needed; nobody may write to it then."""
+    """Like `tensor`, but on the memory of a NumPy array where no conversion is needed; nobody may write to it
+    then.
+    """
     if isinstance(data, Operand) or current() is not None or current_trace() is not None:
         return tensor(data, dtype)
     array = as_array(data, dtype)

@@ -1,8 +1,8 @@
 """Traces: the graph that grows while a user's function runs, and the state that it reads and assigns.
 
-While a trace runs (on one thread), operations on tensors append nodes to it instead of computing. Reading a state
-holder makes it a state input, assigning it a state output; a concrete tensor from outside becomes a hidden input.
-"""
+While a trace runs (on one thread), operations on tensors append nodes to it instead of computing. Reading a
+state holder makes it a state input, assigning it a state output; a concrete tensor from outside becomes a
+hidden input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def tracing() -> bool:
 
 
 class HolderInTrace:
-    """What a trace knows of one holder: its value before, the last assigned one, and every value that was read."""
+    """What a trace knows of one holder: its value before, the last assigned one, and every value that was
+    read.
+    """
 
     __slots__ = ("after", "holder", "read", "reads")
 
@@ -68,10 +70,12 @@ class Trace:
         self.captured: dict[int, tuple[Value, Tensor]] = {}  # id(concrete value) -> (input, tensor)
         self.unrecorded: list[Value] = []  # made inside no_grad: gradients do not look behind them
         self.released: dict[int, Span] = {}  # id(loss value) -> line of the minimize
-        self.draws: dict[int, tuple[Any, Tensor, int]] = {}  # id(generator) -> generator, state before, draws so far
+        self.draws: dict[
+            int, tuple[Any, Tensor, int]
+        ] = {}  # id(generator) -> generator, state before, draws so far
         self.epochs = 0  # how often this trace itself has changed an attribute of a module
 
-    # ---- what comes in ----------------------------------------------------------------------------------------------
+    # ---- what comes in -------------------------------------------------------------------------------------
 
     def input(self, type: Type, label: str) -> Value:
         """A new argument."""
@@ -109,7 +113,7 @@ class Trace:
             known = self.holders[id(holder)] = HolderInTrace(holder, Value(holder.type))
         return known
 
-    # ---- what goes out ----------------------------------------------------------------------------------------------
+    # ---- what goes out -------------------------------------------------------------------------------------
 
     def graph(self, outputs: list[Value]) -> Graph:
         """The finished graph: arguments, then captured tensors as inputs; nodes without use are left out."""
@@ -125,7 +129,7 @@ class Trace:
         )
         return remove_dead(graph)
 
-    # ---- use --------------------------------------------------------------------------------------------------------
+    # ---- use -----------------------------------------------------------------------------------------------
 
     @contextmanager
     def running(self) -> Iterator[Trace]:
@@ -154,7 +158,9 @@ def origin(value: Value, trace: Trace) -> str:
     """Where a traced value comes from, in words, for error messages."""
     if value.node is not None:
         span = value.node.where[0]
-        return f"made by {value.node.op.name} at {span.file}:{span.line} in {span.function}\n      {span.text}"
+        return (
+            f"made by {value.node.op.name} at {span.file}:{span.line} in {span.function}\n      {span.text}"
+        )
     for number, known in enumerate(trace.inputs):
         if known is value:
             return f"the argument {trace.labels[number]} of {trace.name}"
@@ -165,9 +171,11 @@ def leaked(value: Value, trace: Trace) -> TraceError:
     """The error for a traced tensor that is used where its trace does not run."""
     state = "is being traced on another thread" if trace.active else "is over"
     return TraceError(
-        f"a traced tensor ({value.type}) is used outside its trace: the trace of {trace.name} {state}, so the tensor "
+        f"a traced tensor ({value.type}) is used outside its trace: the trace of {trace.name} {state}, "
+        "so the tensor "
         f"has no value\n  it was {origin(value, trace)}\n"
-        f"  write instead: return the tensor from {trace.name}, or keep it in a tw.Buffer with buffer.assign(tensor)"
+        f"  write instead: return the tensor from {trace.name}, or keep it in a tw.Buffer with "
+        "buffer.assign(tensor)"
     )
 
 
@@ -175,7 +183,8 @@ def no_value(value: Value, trace: Trace, what: str, instead: str) -> TraceError:
     """The error for asking a traced tensor for its value."""
     span = user_span()
     return TraceError(
-        f"{what} needs the value of a tensor, but {trace.name} is being traced: there are no values yet, only "
+        f"{what} needs the value of a tensor, but {trace.name} is being traced: there are no values yet, "
+        "only "
         f"{value.type}\n"
         f"  at {span.file}:{span.line} in {span.function}\n      {span.text}\n"
         f"  the tensor was {origin(value, trace)}\n"
