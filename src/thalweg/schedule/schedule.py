@@ -369,7 +369,11 @@ class _Buffers:
             for kernel in phase.kernels:
                 for root in kernel.roots:
                     if id(root) not in self.rows:
-                        self._row(root, root.node.op.name if root.node else "value", Scope.PROGRAM)
+                        found = self._reused(kernel, root, self.rows, phase)
+                        if found is not None:
+                            self.rows[id(root)] = found
+                        else:
+                            self._row(root, root.node.op.name if root.node else "value", Scope.PROGRAM)
             return
         assert self.batch is not None
         kernels: list[Kernel] = []
@@ -390,7 +394,7 @@ class _Buffers:
                 assert axis is not None
                 outside = id(root) in self.fusion.results or self._read_later(root, number)
                 if root.ndim > 1 or not outside:
-                    lanes[id(root)] = self._lane(root, axis, number)
+                    lanes[id(root)] = self._reused(kernel, root, lanes, phase) or self._lane(root, axis, number)
                 if outside:
                     if id(root) not in self.rows:
                         self._row(root, root.node.op.name if root.node else "value", Scope.PROGRAM)
@@ -405,6 +409,38 @@ class _Buffers:
         shape = tuple(self.plan.phases[number].block if a == axis else e for a, e in enumerate(value.shape))
         block = Type(value.dtype, shape)
         return self._describe(Buffer(name, block, Scope.THREAD, lane_axis=axis, phase=number), value)
+
+    def _reused(self, kernel: Kernel, root: Value, buffers: dict[int, Buffer], phase: Phase) -> Buffer | None:
+        """The buffer of an operand that the kernel may overwrite: of the same type, read only where it is written, and by
+        no other kernel from here on."""
+        if kernel.kind != "loops" or id(root) in self.fusion.results:
+            return None
+        for value in kernel.reads:
+            buffer = buffers.get(id(value))
+            if (
+                buffer is None
+                or buffer.scope not in (Scope.PROGRAM, Scope.THREAD)
+                or value.type != root.type
+                or self.plan.batch_axis.get(id(value)) != self.plan.batch_axis.get(id(root))
+                or any(found is buffer for other in kernel.roots for found in self.plan.buffers.get(id(other), ()))
+                or not _aligned(kernel, {id(value)})
+                or self._read_after(value, buffer, kernel, phase)
+            ):
+                continue
+            self.plan.buffers.setdefault(id(root), []).append(buffer)
+            return buffer
+        return None
+
+    def _read_after(self, value: Value, buffer: Buffer, kernel: Kernel, phase: Phase) -> bool:
+        """Does anything read these bytes beside or after the kernel?"""
+        number = next(i for i, other in enumerate(self.plan.phases) if other is phase)
+        holders = {v for v, found in self.plan.buffers.items() if any(b is buffer for b in found)}
+        later = [k for other in self.plan.phases[number + 1 :] for k in other.kernels]
+        position = next(i for i, other in enumerate(phase.kernels) if other is kernel)
+        beside = [k for i, k in enumerate(phase.kernels) if k is not kernel and (i > position or not phase.batch)]
+        if buffer.scope is Scope.THREAD:
+            later = []
+        return any(id(v) in holders for k in (*beside, *later) for v in k.reads)
 
     def _read_later(self, value: Value, number: int) -> bool:
         return any(

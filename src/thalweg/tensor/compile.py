@@ -14,7 +14,6 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from thalweg.graph.build import location
 from thalweg.tensor import eager, nest
 from thalweg.tensor.guards import Guards, Traceable
 from thalweg.tensor.state import ForkSafeLock, Holder, Parameter, acquire, epoch, join_locks
-from thalweg.tensor.tensor import Tensor, wrap
+from thalweg.tensor.tensor import Tensor, as_array, wrap
 from thalweg.tensor.trace import Trace, leaked, tracing
 from thalweg.types import DType, Type
 
@@ -36,13 +35,16 @@ Array = np.ndarray[Any, Any]
 BACKENDS = (None, "c", "numpy")
 
 
-@dataclass(frozen=True, slots=True)
 class Spec:
     """Stands for a tensor of this type where only a graph, a plan or source text is wanted. Made by
     `tw.spec`.
     """
 
-    type: Type
+    def __init__(self, type: Type) -> None:
+        self.type = type
+
+    def __repr__(self) -> str:
+        return f"spec({self.type})"
 
 
 def spec(shape: Sequence[int] | int, dtype: Any = types.float32) -> Spec:
@@ -103,9 +105,12 @@ class _Key:
         elif kind is Spec:
             self.parts += (item.type.dtype, item.type.shape)
         elif nest.is_container(item):
-            self.parts += (kind, tuple(item) if isinstance(item, dict) else len(item))
-            for part in item.values() if isinstance(item, dict) else item:
+            keys = nest.keys_of(item)
+            self.parts += (kind, tuple(keys) if isinstance(item, dict) else len(keys))
+            for part in nest.items_of(item):
                 self.add(part)
+        elif not isinstance(item, Tensor) and (hasattr(item, "__dlpack__") or hasattr(item, "__array__")):
+            self.add(as_array(item))
         else:
             self.parts += (object, id(item))
             self.objects.append(item)
@@ -222,7 +227,7 @@ class Compiled(Traceable):
         call.
         """
         arguments = [
-            Value(types.type_of(array), None, 0, array) if value is None else value
+            Value(types.type_of(array), None, 0, array.copy()) if value is None else value
             for value, array in zip(key.values, key.arrays, strict=True)
         ]
         captured = [tensor._value for tensor in entry.captured]
@@ -247,12 +252,16 @@ class Compiled(Traceable):
         return self._inspected(args, kwargs, run=False).graph
 
     def plan(self, *args: Any, **kwargs: Any) -> Any:
-        """What runs for these arguments: phases, kernels, buffers and exact bytes; nothing is computed."""
-        return self._inspected(args, kwargs, run=True).program.plan
+        """What will run for these arguments: phases, kernels, buffers and exact bytes; nothing is compiled or computed."""
+        from thalweg.runtime.program import make_plan
+
+        return make_plan(self._inspected(args, kwargs, run=False).graph)
 
     def source(self, *args: Any, **kwargs: Any) -> str:
-        """The source text of the program for these arguments."""
-        return self._inspected(args, kwargs, run=True).program.source  # type: ignore[no-any-return]
+        """The C text of the program for these arguments; no compiler is needed."""
+        from thalweg.codegen.c.program import generate
+
+        return generate(self.plan(*args, **kwargs)).text
 
     def program(self, *args: Any, **kwargs: Any) -> Any:
         """The program for these arguments, compiled but not run."""
@@ -391,8 +400,8 @@ def _as_input(item: Any, label: str, trace: Trace) -> Any:
             return wrap(trace.input(leaf.type, label + path), trace)
         if isinstance(leaf, Spec):
             return wrap(trace.input(leaf.type, label + path), trace)
-        if isinstance(leaf, (np.ndarray, np.generic)):
-            return wrap(trace.input(types.type_of(np.asarray(leaf)), label + path), trace)
+        if isinstance(leaf, (np.ndarray, np.generic)) or hasattr(leaf, "__dlpack__") or hasattr(leaf, "__array__"):
+            return wrap(trace.input(types.type_of(as_array(leaf)), label + path), trace)
         return leaf
 
     return nest.map_nest(convert, item)
@@ -437,4 +446,10 @@ def compile(
         )
     if isinstance(function, (Compiled, BoundCompiled)):
         return function
+    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        kind = "generator" if inspect.isgeneratorfunction(function) else "coroutine"
+        raise ArgumentError(
+            f"{function.__name__} is a {kind} function, whose code runs after the trace is over; "
+            "return a list or tuple of tensors instead"
+        )
     return Compiled(function, backend, threads)
