@@ -54,7 +54,8 @@ TW_EXPORT int32_t tw_run(
 typedef int32_t (*tw_run_function)(
     tw_pool *pool, const tw_phase *phases, int32_t count, void *context, volatile int32_t *error);
 
-/* Reports an error from a task. The smallest of several codes wins, so that the result does not depend on timing. */
+/* Reports an error, a code above 0, from a task. The smallest of several wins, so that the result does not depend on
+ * timing. */
 static inline void tw_fail(volatile int32_t *error, int32_t code) {
     int32_t found = __atomic_load_n(error, __ATOMIC_RELAXED);
     while ((found == 0 || code < found) &&
