@@ -25,7 +25,7 @@ def schedule(graph: Graph, target: Target) -> Plan:
     fusion = Fusion(graph, target.support)
     kernels = fusion.kernels()
     batch = find_batch(graph, target)
-    kernels = assign_roles(kernels, batch, target)
+    kernels = assign_roles(kernels, batch, target, fusion.alias)
     levels = assign_levels(kernels, graph)
     phases = make_phases(kernels, levels, batch, target)
     plan = Plan(graph, target, phases, {}, [], [], [], [])
@@ -68,7 +68,9 @@ def separate_results(graph: Graph) -> Graph:
 # ---- roles ----------------------------------------------------------------------------------------------------------
 
 
-def assign_roles(kernels: list[Kernel], batch: Batch | None, target: Target) -> list[Kernel]:
+def assign_roles(
+    kernels: list[Kernel], batch: Batch | None, target: Target, alias: dict[int, Value]
+) -> list[Kernel]:
     """Give each kernel its role; sums over the batch become a partial and a combining kernel."""
     if batch is None:
         return kernels
@@ -84,7 +86,7 @@ def assign_roles(kernels: list[Kernel], batch: Batch | None, target: Target) -> 
             kernel.role = "whole"
             result.append(kernel)
             continue
-        result.extend(_split(kernel, value, batch))
+        result.extend(_split(kernel, value, alias))
     return result
 
 
@@ -102,12 +104,12 @@ def _role(kernel: Kernel, batch: Batch, target: Target) -> str:
     return "whole"
 
 
-def _split(kernel: Kernel, value: Value, batch: Batch) -> list[Kernel]:
+def _split(kernel: Kernel, value: Value, alias: dict[int, Value]) -> list[Kernel]:
     """The two halves of a kernel that sums over the batch."""
     assert kernel.anchor is not None
     before = _producers(kernel)
     behind = [node for node in kernel.nodes if id(node) not in before]
-    inputs = {id(v): v for node in kernel.nodes if id(node) in before for v in node.inputs}
+    inputs = {id(alias.get(id(v), v)) for node in kernel.nodes if id(node) in before for v in node.inputs}
     reads = [v for v in kernel.reads if id(v) in inputs]
     operations = sum(
         n.op.operations([v.type for v in n.inputs], [v.type for v in n.outputs]) for n in kernel.nodes if id(n) in before
@@ -122,7 +124,7 @@ def _split(kernel: Kernel, value: Value, batch: Batch) -> list[Kernel]:
         operations=operations,
         traffic=sum(v.type.nbytes for v in (*reads, value)),
     )
-    late = {id(v): v for node in behind for v in node.inputs}
+    late = {id(alias.get(id(v), v)) for node in behind for v in node.inputs}
     reads = [value, *(v for v in kernel.reads if id(v) in late and v is not value)]
     combine = Kernel(
         "combine",
