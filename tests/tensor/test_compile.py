@@ -106,6 +106,44 @@ def test_nests_of_arguments_and_results():
     assert found["pair"].second is X
 
 
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    images: object
+    labels: object
+    scale: float = 1.0
+
+
+def test_dataclasses_are_nests(traced):
+    f = tw.compile(lambda batch: dataclasses.replace(batch, images=batch.images * batch.scale))
+    for scale in (1.0, 2.0, 2.0):
+        found = f(Batch(X + scale, np.arange(2), scale))
+        assert found.images.tolist() == ((X + scale) * scale).tolist() and found.labels.tolist() == [0, 1]
+    assert len(traced) == 2
+    found = tw.grad(lambda batch: (batch.images * batch.labels).sum() * batch.scale)(Batch(X, X, 2.0))
+    assert isinstance(found, Batch) and found.images.tolist() == (X * 2).tolist() and float(found.scale) == 30
+
+
+def test_other_frameworks_tensors_are_inputs():
+    torch = pytest.importorskip("torch")
+    f = tw.compile(lambda x: x * 2)
+    theirs = torch.ones(3)
+    assert f(theirs).tolist() == [2, 2, 2]
+    theirs += 1
+    assert f(theirs).tolist() == [4, 4, 4] and len(f._entries) == 1
+
+
+def test_generators_and_coroutines_are_refused():
+    def generator(x):
+        yield x
+
+    async def coroutine(x):
+        return x
+
+    for function in (generator, coroutine):
+        with pytest.raises(ArgumentError, match="after the trace is over"):
+            tw.compile(function)
+
+
 def test_results_are_independent_of_arguments_and_each_other():
     f = tw.compile(lambda x: (x, x, x + 0))
     source = np.ones(3, np.float32)

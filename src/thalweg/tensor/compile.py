@@ -252,7 +252,7 @@ class Compiled(Traceable):
         return self._inspected(args, kwargs, run=False).graph
 
     def plan(self, *args: Any, **kwargs: Any) -> Any:
-        """What will run for these arguments: phases, kernels, buffers and exact bytes; nothing is compiled or computed."""
+        """What runs for these arguments: phases, kernels, buffers and exact bytes; nothing is compiled."""
         from thalweg.runtime.program import make_plan
 
         return make_plan(self._inspected(args, kwargs, run=False).graph)
@@ -400,7 +400,11 @@ def _as_input(item: Any, label: str, trace: Trace) -> Any:
             return wrap(trace.input(leaf.type, label + path), trace)
         if isinstance(leaf, Spec):
             return wrap(trace.input(leaf.type, label + path), trace)
-        if isinstance(leaf, (np.ndarray, np.generic)) or hasattr(leaf, "__dlpack__") or hasattr(leaf, "__array__"):
+        if (
+            isinstance(leaf, (np.ndarray, np.generic))
+            or hasattr(leaf, "__dlpack__")
+            or hasattr(leaf, "__array__")
+        ):
             return wrap(trace.input(types.type_of(as_array(leaf)), label + path), trace)
         return leaf
 

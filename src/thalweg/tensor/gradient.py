@@ -384,15 +384,16 @@ def _match(result: Any, cotangent: Any) -> tuple[list[Tensor], list[Tensor]]:
 
     def visit(output: Any, given: Any, path: str) -> None:
         if nest.is_container(output):
-            keys = list(output) if isinstance(output, dict) else list(range(len(output)))
-            fits = isinstance(given, dict) == isinstance(output, dict) and nest.is_container(given)
-            if not fits or len(given) != len(output) or (isinstance(given, dict) and set(given) != set(keys)):
+            keys = nest.keys_of(output)
+            fits = nest.is_container(given) and isinstance(given, dict) == isinstance(output, dict)
+            if not fits or set(nest.keys_of(given)) != set(keys):
                 raise GradientError(
                     f"result{path} of the function is {_outline(output)}, its cotangent {_outline(given)}; "
                     "they must be the same nest"
                 )
-            for key in keys:
-                visit(output[key], given[key], f"{path}[{key!r}]")
+            parts = dict(zip(nest.keys_of(given), nest.items_of(given), strict=True))
+            for key, item in zip(keys, nest.items_of(output), strict=True):
+                visit(item, parts[key], f"{path}[{key!r}]")
             return
         if not isinstance(output, Tensor):
             raise GradientError(f"result{path} of the function is not a tensor but {type(output).__name__}")

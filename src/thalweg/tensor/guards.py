@@ -191,6 +191,8 @@ class _Walk:
                 self.add(f"an argument of {label}", item.keywords)
             elif isinstance(item, type):
                 self.user_class(item)
+            elif isinstance(getattr(item, "__wrapped__", None), python.FunctionType):
+                self.add(label, item.__wrapped__)
             elif isinstance(item, Traceable):
                 self.add(label, item.traced_function)
             elif is_module_like(item):

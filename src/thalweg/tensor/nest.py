@@ -1,14 +1,36 @@
-"""Nests: lists, tuples and dicts of any depth, as arguments, results and `wrt` of functions of tensors."""
+"""Nests: lists, tuples, dicts and dataclasses of any depth, as arguments, results and `wrt` of functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
 def is_container(item: Any) -> bool:
     """Whether an item of a nest has items itself."""
-    return isinstance(item, (list, tuple, dict))
+    if isinstance(item, (list, tuple, dict)):
+        return True
+    cls = type(item)
+    return hasattr(cls, "__dataclass_fields__") and not hasattr(cls, "named_parameters")  # no module
+
+
+def keys_of(container: Any) -> Sequence[Any]:
+    """Keys of a dict, names of a dataclass' fields, positions otherwise."""
+    if isinstance(container, dict):
+        return list(container)
+    if isinstance(container, (list, tuple)):
+        return range(len(container))
+    return list(type(container).__dataclass_fields__)
+
+
+def items_of(container: Any) -> Sequence[Any]:
+    """The items of a container, in the order of `keys_of`."""
+    if isinstance(container, dict):
+        return list(container.values())
+    if isinstance(container, (list, tuple)):
+        return container
+    return [getattr(container, name) for name in keys_of(container)]
 
 
 def rebuild(container: Any, items: list[Any]) -> Any:
@@ -17,18 +39,20 @@ def rebuild(container: Any, items: list[Any]) -> Any:
         return dict(zip(container, items, strict=True))
     if isinstance(container, tuple):
         return type(container)(*items) if hasattr(container, "_fields") else tuple(items)
-    return list(items)
+    if isinstance(container, list):
+        return list(items)
+    twin = copy.copy(container)
+    for name, item in zip(keys_of(container), items, strict=True):
+        object.__setattr__(twin, name, item)  # a frozen dataclass too
+    return twin
 
 
 def map_nest(function: Callable[[Any, str], Any], nest: Any, path: str = "") -> Any:
     """The same nest with `function(leaf, path)` in place of each leaf; a path is for example `["a"][0]`."""
     if not is_container(nest):
         return function(nest, path)
-    keys = nest.keys() if isinstance(nest, dict) else range(len(nest))
-    items = nest.values() if isinstance(nest, dict) else nest
-    return rebuild(
-        nest, [map_nest(function, item, f"{path}[{key!r}]") for key, item in zip(keys, items, strict=True)]
-    )
+    pairs = zip(keys_of(nest), items_of(nest), strict=True)
+    return rebuild(nest, [map_nest(function, item, f"{path}[{key!r}]") for key, item in pairs])
 
 
 def leaves(nest: Any) -> Iterator[Any]:
@@ -36,5 +60,5 @@ def leaves(nest: Any) -> Iterator[Any]:
     if not is_container(nest):
         yield nest
         return
-    for item in nest.values() if isinstance(nest, dict) else nest:
+    for item in items_of(nest):
         yield from leaves(item)

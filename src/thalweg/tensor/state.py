@@ -150,18 +150,24 @@ class Holder(Tensor):
     @property
     def data(self) -> Array:
         """The current value, for programs and files: row-major, 64-byte aligned, not to be written to."""
-        with self._lock.lock:
+        lock = acquire(self)
+        try:
             return self._array
+        finally:
+            lock.release()
 
     def _read(self) -> Value:
         """The value as an operand here and now."""
         trace = current_trace()
         if trace is not None:
             return trace.read(self)
-        with self._lock.lock:
+        lock = acquire(self)
+        try:
             if self._leaf is None:
                 self._leaf = self._new_leaf(self._array)
             return self._leaf
+        finally:
+            lock.release()
 
     def _new_leaf(self, array: Array) -> Value:
         return Value(self._type, None, 0, array)
@@ -193,21 +199,23 @@ class Holder(Tensor):
         """Let the holder have a copy of this array as its value, from now on."""
         given = np.asarray(array)
         self._check(types.type_of(given))
-        fresh = own_storage(given)
-        with self._lock.lock:
-            self._array = fresh
-            self._leaf = None
-            self.version += 1
+        self._store(own_storage(given))
 
     def adopt(self, array: Array) -> None:
         """`replace` without a copy, for programs: `array` is row-major and nobody else writes to it."""
         if (array.base is not None and isinstance(array.base, np.ndarray)) or not array.flags.c_contiguous:
             raise ArgumentError("adopt takes a row-major array that is not a view of another array")
         self._check(types.type_of(array))
-        with self._lock.lock:
+        self._store(array)
+
+    def _store(self, array: Array) -> None:
+        lock = acquire(self)
+        try:
             self._array = array
             self._leaf = None
             self.version += 1
+        finally:
+            lock.release()
 
     def convert(self, dtype: Any) -> None:
         """Change the element type, and the value with it, outside traces. Programs that use the holder are
@@ -217,14 +225,11 @@ class Holder(Tensor):
         if trace is not None:
             raise TraceError(
                 f"the element type of a {type(self).__name__} cannot change while {trace.name} is being "
-                "traced; "
-                "convert it before, or write x.astype(dtype) for the value"
+                "traced; convert it before, or write x.astype(dtype) for the value"
             )
-        with self._lock.lock:
-            self._array = own_storage(self._array.astype(types.dtype(dtype).numpy))
-            self._type = types.type_of(self._array)
-            self._leaf = None
-            self.version += 1
+        array = own_storage(self.data.astype(types.dtype(dtype).numpy))
+        self._type = types.type_of(array)
+        self._store(array)
         bump_epoch()
 
     def storage_for_update(self) -> Array:
