@@ -395,6 +395,16 @@ def test_floating_point_methods(x, ours, theirs):
     assert found.dtype is tw.float32
 
 
+def test_the_body_of_a_composite_may_use_methods():
+    @tw.composite
+    def normalized_for_test(x):
+        return (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True).clip(1e-5, 10) + x.T.sum() * 0
+
+    x = np.array([[1.0, 3.0], [2.0, 6.0]], np.float32)
+    np.testing.assert_allclose(normalized_for_test(tw.tensor(x)).numpy(), [[-1, 1], [-1, 1]], rtol=1e-6)
+    assert float(tw.compile(normalized_for_test)(x)[0, 1]) == 1
+
+
 # ---- repr, copies, pickling --------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from thalweg import types
 from thalweg.errors import ArgumentError, ShapeError
-from thalweg.graph import function
+from thalweg.graph import Value, function
 from thalweg.types import DType
 
 Integer: TypeAlias = int  # the class below has methods named int, float and bool
@@ -357,3 +357,8 @@ class Methods:
     def contiguous(self) -> Any:
         """The tensor itself: layout is the compiler's business here."""
         return self
+
+
+for _name, _method in vars(Methods).items():
+    if not _name.startswith("__"):
+        setattr(Value, _name, _method)
