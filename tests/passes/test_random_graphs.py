@@ -1,5 +1,4 @@
-"""Random graphs on special values: a simplified graph gives the same bits, a legalised one the same numbers.
-"""
+"""Random graphs on special values: simplified they give the same bits, legalised the same numbers."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_neutral_elements(dtype: str) -> None:
         lambda v: one * v,
         lambda v: v - zero,
         lambda v: apply(Power(), [v, ops.broadcast_to(operand(one), v.shape)])[0],
-        lambda v: -(-v),
+        lambda v: ops.negative(-v),
     ):
         check(function, lambda v: v, x)
 

@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     cell: Any
 
 
-# ---- nests ----------------------------------------------------------------------------------------------------------
+# ---- nests -------------------------------------------------------------------------------------------------
 
 
 def test_nests_of_every_kind() -> None:
@@ -72,7 +72,7 @@ def test_fori_loop() -> None:
     assert compiled(lambda x: tw.fori_loop(0, 3, lambda i, c: c * i + x, x))(tw.tensor(2.0)).item() == 10.0
 
 
-# ---- gradients ------------------------------------------------------------------------------------------------------
+# ---- gradients ---------------------------------------------------------------------------------------------
 
 
 def recurrent(weight: Any, bias: Any) -> Callable[[Any, Any], Any]:
@@ -170,7 +170,7 @@ def test_history_of_an_eager_scan_is_one_step() -> None:
         tw.gradient(result.sum(), parameter)
 
 
-# ---- state ----------------------------------------------------------------------------------------------------------
+# ---- state -------------------------------------------------------------------------------------------------
 
 
 def test_assigned_buffers_are_carried() -> None:
@@ -190,7 +190,9 @@ def test_assigned_buffers_are_carried() -> None:
 
 
 def test_training_steps_in_a_loop() -> None:
-    """Several steps of gradient descent in one program: assigned parameters are carried, without gradient between."""
+    """Several steps of gradient descent in one program: assigned parameters are carried, without gradient
+    between.
+    """
     weight = tw.Parameter([1.0, -2.0], dtype="float64", name="weight")
 
     def steps(xs: Any) -> Any:
@@ -207,7 +209,7 @@ def test_training_steps_in_a_loop() -> None:
         losses.append(((expected * x) ** 2).sum())
         expected = expected - 0.1 * 2 * expected * x * x
     for function in (steps, compiled(steps)):
-        weight.assign([1.0, -2.0])
+        weight.assign(np.array([1.0, -2.0]))
         np.testing.assert_allclose(function(xs).numpy(), losses)
         np.testing.assert_allclose(weight.numpy(), expected)
 
@@ -224,7 +226,7 @@ def test_a_buffer_assigned_in_one_branch_keeps_its_value_in_the_other() -> None:
     assert run(tw.tensor(True), tw.tensor(3.0)).item() == 6.0 and flag.item() == 3.0
 
 
-# ---- random numbers -------------------------------------------------------------------------------------------------
+# ---- random numbers ----------------------------------------------------------------------------------------
 
 
 def test_random_numbers_differ_by_iteration_and_agree_between_eager_and_compiled() -> None:
@@ -240,14 +242,16 @@ def test_random_numbers_differ_by_iteration_and_agree_between_eager_and_compiled
     assert not np.array_equal(draw().numpy(), first)
 
 
-# ---- cond -----------------------------------------------------------------------------------------------------------
+# ---- cond --------------------------------------------------------------------------------------------------
 
 
 def test_cond_values_and_gradients() -> None:
     weight = tw.Parameter([3.0], name="weight")
 
     def run(x: Any) -> Any:
-        return tw.cond(x.sum() > 0, lambda v: {"y": (v * weight).sum()}, lambda v: {"y": (v * v).sum()}, x)["y"]
+        return tw.cond(x.sum() > 0, lambda v: {"y": (v * weight).sum()}, lambda v: {"y": (v * v).sum()}, x)[
+            "y"
+        ]
 
     for function in (run, compiled(run)):
         assert function(tw.tensor([2.0])).item() == 6.0
@@ -285,17 +289,19 @@ def test_in_a_composite() -> None:
     assert control_either(tw.tensor([1.0])).item() == 2.0 and control_either(tw.tensor([-1.0])).item() == 1.0
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------
+# ---- what is refused ---------------------------------------------------------------------------------------
 
 
 def test_refused_loops() -> None:
     x, xs = tw.zeros((3,)), tw.zeros((2, 3))
-    with pytest.raises(ShapeError, match=r"carry\['h'\] is f32\[3\] before an iteration and f32\[\] after it") as error:
+    with pytest.raises(
+        ShapeError, match=r"carry\['h'\] is f32\[3\] before an iteration and f32\[\] after it"
+    ) as error:
         tw.scan(lambda c, x: ({"h": c["h"].sum()}, None), {"h": x}, xs)
     assert "made by sum at test_control.py" in str(error.value)
     with pytest.raises(DTypeError, match=r"carry is f32\[3\] before an iteration and f64\[3\] after it"):
         tw.scan(lambda c, x: (c.astype("float64"), None), x, xs)
-    with pytest.raises(ArgumentError, match="must return .carry, y., received one tensor"):
+    with pytest.raises(ArgumentError, match=r"must return \(carry, y\), received one tensor"):
         tw.scan(lambda c, x: c, x, xs)
     with pytest.raises(ArgumentError, match="a tuple of 2 after it; it must stay the same nest"):
         tw.scan(lambda c, x: ((c, c), None), x, xs)
@@ -326,7 +332,7 @@ def test_refused_branches() -> None:
 def test_values_are_refused_while_the_body_is_traced() -> None:
     with pytest.raises(TraceError, match="the body of scan is being traced"):
         tw.scan(lambda c, x: (c * float(x), None), tw.zeros(()), tw.zeros((2,)))
-    with pytest.raises(TraceError, match="tw.cond"):
+    with pytest.raises(TraceError, match="or tw"):
         tw.scan(lambda c, x: (c if c > 0 else x, None), tw.zeros(()), tw.zeros((2,)))
 
 

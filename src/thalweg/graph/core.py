@@ -282,8 +282,8 @@ class Op:
             object.__setattr__(self, "_key", cached)
         return cached  # type: ignore[no-any-return]
 
-    def stable_key(self) -> tuple[Any, ...]:
-        """The key without anything that differs between processes."""
+    def stable_key(self, *inputs: Type) -> tuple[Any, ...]:
+        """The key, for inputs of these types, without anything that differs between processes."""
         return self.key()
 
     def __repr__(self) -> str:
@@ -450,7 +450,8 @@ class Graph:
             number[id(value)] = len(number)
             lines.append(str(value.type))
         for node in self.nodes:
-            lines.append(f"{_stable(node.op.stable_key())} {[number[id(v)] for v in node.inputs]}")
+            key = node.op.stable_key(*[value.type for value in node.inputs])
+            lines.append(f"{_stable(key)} {[number[id(v)] for v in node.inputs]}")
             for value in node.outputs:
                 number[id(value)] = len(number)
         lines.append(str([number[id(v)] for v in self.outputs]))
@@ -462,6 +463,10 @@ class Graph:
         from thalweg.graph.text import to_text
 
         return to_text(self, spans=spans, limit=limit)
+
+    def draw(self, path: Any) -> None:
+        """Write a picture (`.svg`) or the text (`.txt`) of the graph to a file."""
+        function("draw")(self, path)
 
     def __str__(self) -> str:
         return self.text(limit=32)

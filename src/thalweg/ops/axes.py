@@ -1,5 +1,4 @@
-"""Axis rules of whole graphs: which output axes map to which input axes, derived from the primitives' rules.
-"""
+"""Axis rules of whole graphs: which output axes map to which input axes by the rules of their nodes."""
 
 from __future__ import annotations
 

@@ -22,7 +22,19 @@ import numpy as np
 
 from thalweg import types
 from thalweg.errors import ArgumentError, DTypeError, ShapeError
-from thalweg.graph import AxisGroup, Builder, Graph, Kind, Node, Op, Value, builder, remove_dead, using
+from thalweg.graph import (
+    AxisGroup,
+    Builder,
+    Graph,
+    Kind,
+    Narrowed,
+    Node,
+    Op,
+    Value,
+    builder,
+    remove_dead,
+    using,
+)
 from thalweg.ops.axes import AxisClasses, Place
 from thalweg.ops.core import Composite, apply, cast, operand, primitive, require
 from thalweg.ops.elementwise import Add, StopGradient, add
@@ -92,8 +104,9 @@ class Scan(Op):
             return
         error = ShapeError if before.shape != after.shape else DTypeError
         raise error(
-            f"scan: carry {position} is {before} before an iteration and {after} after it; a carry keeps its shape "
-            f"and element type: start from a value of type {after}, or cast or reshape it in the body to {before}"
+            f"scan: carry {position} is {before} before an iteration and {after} after it; a carry keeps its "
+            f"shape and element type: start from a value of type {after}, or cast or reshape it in the body "
+            f"to {before}"
         )
 
     def _check_input(self, position: int, given: Type, inner: Type) -> None:
@@ -104,8 +117,8 @@ class Scan(Op):
         number = position - self.carries
         require(
             given.ndim > 0 and given.shape[0] == self.length,
-            f"scan: tensor {number} of those that are cut into slices is {given}; the size of its axis 0 must be "
-            f"the number of iterations, {self.length}",
+            f"scan: tensor {number} of those that are cut into slices is {given}; the size of its axis 0 "
+            f"must be the number of iterations, {self.length}",
         )
         part = Type(given.dtype, given.shape[1:])
         require(part == inner, f"scan: slices of tensor {number} are {part}, the body takes {inner}")
@@ -126,6 +139,33 @@ class Scan(Op):
             for stack, result in zip(stacks, results[self.carries :], strict=True):
                 stack[number] = result
         return (*carries, *stacks)
+
+    def narrowed(self, used: Sequence[bool], *inputs: Type) -> Narrowed | None:
+        """Without stacks that nothing reads, and without carries that no result depends on."""
+        depends = _depends(self.body, floating_only=False)
+        kept = {position for position, needed in enumerate(used) if needed}
+        while True:
+            reached = 0
+            for position in kept:
+                reached |= depends[position]
+            found = kept | {p for p in range(self.carries) if reached >> (p + 1) & 1}
+            if found == kept:
+                break
+            kept = found
+        if len(kept) == len(used):
+            return None
+        order = sorted(kept)
+        taken = [p for p in range(len(inputs)) if p >= self.carries or p in kept]
+        body = replace(
+            self.body,
+            inputs=(self.body.inputs[0], *(self.body.inputs[p + 1] for p in taken)),
+            outputs=tuple(self.body.outputs[p] for p in order),
+        )
+        residuals = sum(p >= len(used) - self.residuals for p in order)
+        carries = sum(p < self.carries for p in order)
+        places = {position: number for number, position in enumerate(order)}
+        op = replace(self, body=remove_dead(body), carries=carries, residuals=residuals)
+        return Narrowed(op, tuple(taken), tuple(places.get(p) for p in range(len(used))))
 
     def operations(self, inputs: Sequence[Type], outputs: Sequence[Type]) -> int:
         return self.length * graph_operations(self.body)
@@ -218,7 +258,7 @@ class _Product:
 
 @dataclass(frozen=True, slots=True)
 class ScanGradient:
-    """A scan in residual form, the scan that computes its gradient, and what the second takes from the first."""
+    """A scan in residual form, the scan that computes its gradient, and what it takes from the first."""
 
     forward: Scan
     backward: Scan
@@ -277,21 +317,25 @@ def _accumulator(type: Type) -> Type:
     return Type(types.float32, type.shape) if type.dtype.itemsize == 2 else type
 
 
-def _depends(body: Graph) -> list[int]:
-    """For each output of a graph the inputs that it depends on through floating-point values, as a set of
-    bits.
+def _depends(body: Graph, floating_only: bool = True) -> list[int]:
+    """For each output of a graph the inputs that it depends on, as a set of bits; with `floating_only`
+    through floating-point values alone, as gradients do.
     """
-    bits = {id(v): (1 << p) if v.dtype.is_floating else 0 for p, v in enumerate(body.inputs)}
+
+    def passes(value: Value) -> bool:
+        return value.dtype.is_floating or not floating_only
+
+    bits = {id(value): 1 << p if passes(value) else 0 for p, value in enumerate(body.inputs)}
     for node in body.nodes:
         found = 0
         for value in node.inputs:
             found |= bits[id(value)]
-        bits.update((id(value), found if value.dtype.is_floating else 0) for value in node.outputs)
+        bits.update((id(value), found if passes(value) else 0) for value in node.outputs)
     return [bits[id(value)] for value in body.outputs]
 
 
 def _active_carries(op: Scan, given: tuple[bool, ...]) -> list[int]:
-    """Carries that receive a cotangent: from their last value, or in some iteration from an output that does."""
+    """Carries that receive a cotangent: from their last value, or in an iteration from such an output."""
     depends = _depends(op.body)
     active = {p for p in range(op.carries) if given[p]}
     while True:
@@ -374,7 +418,7 @@ class _Differentiation:
     # ---- gradients of constants ----------------------------------------------------------------------------
 
     def _constants(self) -> tuple[list[_Product], dict[int, list[Value]]]:
-        """Terms that are computed behind the loop, and for the other constants those that are summed in it."""
+        """Terms that are computed behind the loop, and for other constants those that are summed in it."""
         first = self.op.carries + self.op.slices
         terms = [(p, t) for p, g in self.gradients.items() if p >= first for t in _summands(g)]
         products: list[_Product] = []
@@ -640,6 +684,19 @@ class Cond(Op):
 
         return tuple(interpret(self.then if predicate else self.otherwise, operands))
 
+    def narrowed(self, used: Sequence[bool], *inputs: Type) -> Narrowed | None:
+        """Without outputs that nothing reads."""
+        order = [position for position, needed in enumerate(used) if needed]
+        if len(order) == len(used):
+            return None
+        branches = [
+            remove_dead(replace(branch, outputs=tuple(branch.outputs[p] for p in order)))
+            for branch in (self.then, self.otherwise)
+        ]
+        places = {position: number for number, position in enumerate(order)}
+        outputs = tuple(places.get(p) for p in range(len(used)))
+        return Narrowed(Cond(*branches), tuple(range(len(inputs))), outputs)
+
     def operations(self, inputs: Sequence[Type], outputs: Sequence[Type]) -> int:
         return max(graph_operations(self.then), graph_operations(self.otherwise))
 
@@ -659,7 +716,7 @@ class Cond(Op):
     def vjp(
         self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any | None]
     ) -> Sequence[Any | None]:
-        """The same predicate chooses between the gradients of the branches, which compute their branch again."""
+        """The predicate chooses between the gradients of the branches, which compute their branch again."""
         given = [position for position, g in enumerate(cotangents) if g is not None]
         reached = 0
         for branch in (self.then, self.otherwise):
@@ -747,7 +804,7 @@ def closed(function: Traced, name: str, iteration: Value | None = None) -> tuple
 
 
 def _free_values(graph: Graph) -> list[Value]:
-    """The values that a graph reads and neither computes nor has as inputs, in the order of their first use."""
+    """Values that a graph reads and neither computes nor has as inputs, in the order of their first use."""
     known = {id(value) for value in graph.inputs}
     free: dict[int, Value] = {}
     for node in graph.nodes:
@@ -841,8 +898,8 @@ def scan_length(xs: Sequence[Any], length: Any) -> int:
     for position, x in enumerate(xs):
         if x.ndim == 0:
             raise ShapeError(
-                f"scan cuts its tensors along axis 0, but tensor {position} of xs is 0-d; what every iteration "
-                "needs whole is used in the body directly"
+                f"scan cuts its tensors along axis 0, but tensor {position} of xs is 0-d; what every "
+                "iteration needs whole is used in the body directly"
             )
     sizes: list[int] = [x.shape[0] for x in xs]
     if len(set(sizes)) > 1:

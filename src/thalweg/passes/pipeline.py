@@ -27,7 +27,7 @@ def prepare(graph: Graph, takes: Callable[[Node], bool]) -> Graph:
         ("simplify", simplify),
     ]
     directory = settings.dump
-    label = f"{_file_name(graph)}" if directory is not None else ""
+    label = f"{file_name(graph)}" if directory is not None else ""
     _finish(graph, directory, f"{label}.0-traced")
     for number, (name, run) in enumerate(passes, 1):
         graph = run(graph)
@@ -43,6 +43,6 @@ def _finish(graph: Graph, directory: Path | None, label: str) -> None:
         graph.verify()
 
 
-def _file_name(graph: Graph) -> str:
+def file_name(graph: Graph) -> str:
     """The same for the same graph, different for graphs that share a name (one per input signature)."""
     return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', graph.name)}-{graph.digest()[:8]}"

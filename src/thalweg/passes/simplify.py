@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from thalweg.errors import ThalwegError
-from thalweg.graph import Graph, Kind, Node, Op, Value, add_lines, builder, remove_dead, rewrite
+from thalweg.graph import Graph, Kind, Node, Op, Value, add_lines, builder, located, remove_dead, rewrite
 from thalweg.ops import elementwise
+from thalweg.ops.control import Cond, Scan
 from thalweg.ops.movement import Broadcast
 from thalweg.ops.sources import Constant
-from thalweg.passes import algebra
+from thalweg.passes import algebra, loops
 from thalweg.passes.subgraphs import with_subgraphs
 from thalweg.types import Type, type_of
 
@@ -49,20 +50,22 @@ class Sweep:
         self.used = {id(value) for node in graph.nodes for value in node.inputs}
         self.used.update([id(value) for value in graph.results])
         self.residual_forms = self._residual_forms()
+        self.moved: set[int] = set()  # ids of old nodes of residual forms that an earlier place has taken
 
     def run(self) -> Graph:
         return rewrite(self.graph, self._rule)
 
-    def _residual_forms(self) -> dict[tuple[object, ...], Op]:
-        """For (op, inputs): its residual form, where autodiff has appended that and the residuals are used.
+    def _residual_forms(self) -> dict[tuple[object, ...], Node]:
+        """For (op, inputs): the node of its residual form, where autodiff has appended that and the residuals
+        are used.
         """
-        found: dict[tuple[object, ...], Op] = {}
+        found: dict[tuple[object, ...], Node] = {}
         for node in self.graph.nodes:
             plain = node.op.without_residuals()
             if plain is not None:
                 count = len(plain.infer(*[value.type for value in node.inputs]))
                 if any(id(value) in self.used for value in node.outputs[count:]):
-                    found.setdefault((plain.key(), *map(id, node.inputs)), node.op)
+                    found.setdefault((plain.key(), *map(id, node.inputs)), node)
         return found
 
     def _rule(self, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
@@ -71,15 +74,16 @@ class Sweep:
         if self.residual_forms:
             # Autodiff appends residual forms behind the forward nodes: they move to the place of the plain
             # ones.
-            op = self.residual_forms.get((op.key(), *map(id, node.inputs)), op)
-            self.changed |= op is not node.op
-        count = len(node.outputs)
-        if op is node.op and count > 1:
+            form = self.residual_forms.get((op.key(), *map(id, node.inputs)))
+            if form is not None:
+                self.changed = True
+                self.moved.add(id(form))
+                return self.make(self._descended(form.op), inputs)[: len(node.outputs)]
+        if len(node.outputs) > 1 and id(node) not in self.moved:
             narrowed = self._narrowed(op, node, inputs)
             if narrowed is not None:
                 return narrowed
-        types = [value.type for value in node.outputs] if op is node.op else None
-        return self.make(self._descended(op), inputs, types)[:count]
+        return self.make(self._descended(op), inputs, [value.type for value in node.outputs])
 
     def _descended(self, op: Op) -> Op:
         return with_subgraphs(op, simplify) if self.descend else op
@@ -132,12 +136,26 @@ class Sweep:
         """`make` for an op with one output: what rules call."""
         return self.make(op, inputs)[0]
 
+    def make_copy(self, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        """`make` for a node of a sub-graph, which keeps its source lines."""
+        outside, self.node = self.node, node
+        with located(node.where, node.scope):
+            outputs = self.make(node.op, inputs, [value.type for value in node.outputs])
+        self.node = outside
+        return outputs
+
+    def simplified(self, graph: Graph) -> Graph:
+        """A sub-graph that a rule has changed, simplified."""
+        return simplify(graph)
+
     def _replaced(self, op: Op, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
         constants = constant_inputs(inputs)
         if constants is not None:
             folded = fold(op, constants)
             if folded is not None:
                 return tuple([self.make_one(Constant(array)) for array in folded])
+        if isinstance(op, (Scan, Cond)):
+            return loops.rewritten(self, op, inputs)
         for rule in algebra.rules(op):
             found = rule(self.make_one, op, inputs)
             if found is not None:

@@ -10,8 +10,7 @@ from thalweg.graph import Graph, Op
 
 
 def with_subgraphs(op: Op, change: Callable[[Graph], Graph]) -> Op:
-    """`op` with `change` applied to every graph among its attributes; the same object where nothing changes.
-    """
+    """`op` with `change` applied to every graph among its attributes; itself where nothing changes."""
     changed: dict[str, Any] = {}
     for name, value in op.attributes().items():
         if isinstance(value, Graph):

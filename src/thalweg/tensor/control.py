@@ -176,8 +176,8 @@ class _Loop:
         result = self.f(self.start.rebuild(carries), self.cut.rebuild(slices))
         if not isinstance(result, tuple) or len(result) != 2:
             raise ArgumentError(
-                f"scan: the function must return (carry, y), received {_outline(result)}; where nothing is to be "
-                f"stacked write return carry, None{_user_line()}"
+                f"scan: the function must return (carry, y), received {_outline(result)}; where nothing is "
+                f"to be stacked write return carry, None{_user_line()}"
             )
         after, self.stacked = _Flat(result[0]), _Flat(result[1])
         if after.places != self.start.places:
@@ -247,9 +247,9 @@ class _Loop:
             error = ShapeError if old.shape != new.shape else DTypeError
             made = "" if new.node is None else f"\n  made by {new.node.op.name} at {new.node.where[0]}"
             raise error(
-                f"scan: carry{path} is {old.type} before an iteration and {new.type} after it; a carry keeps its shape "
-                f"and element type: begin with a tensor of type {new.type}, or cast or reshape in the function to "
-                f"{old.type}{made}{_user_line()}"
+                f"scan: carry{path} is {old.type} before an iteration and {new.type} after it; a carry keeps "
+                f"its shape and element type: begin with a tensor of type {new.type}, or cast or reshape in "
+                f"the function to {old.type}{made}{_user_line()}"
             )
 
 
@@ -262,8 +262,8 @@ def fori_loop(lower: int, upper: int, f: Callable[[Any, Any], Any], init: Any) -
     for name, bound in (("lower", lower), ("upper", upper)):
         if isinstance(bound, bool) or not isinstance(bound, (int, np.integer)):
             raise ArgumentError(
-                f"fori_loop: {name} must be a Python integer, received {bound!r:.60} of type {type(bound).__name__}; "
-                "the number of iterations is fixed when the loop is compiled"
+                f"fori_loop: {name} must be a Python integer, received {bound!r:.60} of type "
+                f"{type(bound).__name__}; the number of iterations is fixed when the loop is compiled"
             )
     numbers = function("arange")(int(lower), max(int(lower), int(upper)))
     return scan(lambda carry, i: (f(i, carry), None), init, numbers)[0]
@@ -321,8 +321,8 @@ def _check_branches(first: _Branch, second: _Branch) -> None:
     for path, one, other in zip(first.result.paths, first.result.leaves, second.result.leaves, strict=True):
         if one.type != other.type:
             raise (ShapeError if one.shape != other.shape else DTypeError)(
-                f"cond: result{path} is {one.type} from the function for true and {other.type} from the one for false; "
-                f"both must have the same shape and element type{_user_line()}"
+                f"cond: result{path} is {one.type} from the function for true and {other.type} from the one "
+                f"for false; both must have the same shape and element type{_user_line()}"
             )
 
 
