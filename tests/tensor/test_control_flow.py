@@ -298,7 +298,7 @@ def test_refused_loops() -> None:
         ShapeError, match=r"carry\['h'\] is f32\[3\] before an iteration and f32\[\] after it"
     ) as error:
         tw.scan(lambda c, x: ({"h": c["h"].sum()}, None), {"h": x}, xs)
-    assert "made by sum at test_control.py" in str(error.value)
+    assert "made by sum at test_control_flow.py" in str(error.value)
     with pytest.raises(DTypeError, match=r"carry is f32\[3\] before an iteration and f64\[3\] after it"):
         tw.scan(lambda c, x: (c.astype("float64"), None), x, xs)
     with pytest.raises(ArgumentError, match=r"must return \(carry, y\), received one tensor"):
