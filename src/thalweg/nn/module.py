@@ -431,6 +431,8 @@ def _paths(root: Module, anew: bool = False) -> dict[int, str]:
         head = type(root).__name__
         found = {id(module): f"{head}.{path}" if path else head for path, module in root.named_modules()}
         known = _known_paths[root] = (_structure, found)
+        for _ in (*root.named_parameters(), *root.named_buffers()):
+            pass  # being listed gives each its name, for graphs, plans and messages
     return known[1]
 
 
