@@ -22,8 +22,7 @@ from thalweg.types import DType, Span, Type, type_of
 
 
 def to_text(graph: Graph, *, spans: bool = True, limit: int | None = None, indent: str = "") -> str:
-    """The text of a graph. Arrays above `limit` elements are shown by digest only and cannot be parsed back.
-    """
+    """The text of a graph. Arrays above `limit` elements are shown by digest only and cannot be read back."""
     names: dict[int, str] = {}
     taken: set[str] = set()
     for position, value in enumerate(graph.inputs):

@@ -207,6 +207,9 @@ def cumulative_sum(
     return pad(result, [ends if i == position else (0, 0) for i in range(x.ndim)])
 
 
+cumsum = cumulative_sum  # NumPy's and PyTorch's name
+
+
 # ---- samples -----------------------------------------------------------------------------------------------
 
 
