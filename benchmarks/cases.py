@@ -1,4 +1,5 @@
-"""The cases of `run.py`, one function per case and side. Run as `python cases.py CASE SIDE THREADS`: prints JSON."""
+"""The cases of `run.py`, one function per case and side. Run as `python cases.py CASE SIDE THREADS`:
+prints JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ class Case:
 
 LENET_OPERATIONS = 2_263_920  # per image and training step
 MLP = (784, 512, 256, 10)
-MLP_OPERATIONS = sum(6 * a * b for a, b in zip(MLP, MLP[1:], strict=False)) - 2 * MLP[0] * MLP[1]
+MLP_OPERATIONS = sum(6 * a * b for a, b in pairwise(MLP)) - 2 * MLP[0] * MLP[1]
 
 CASES = [
     *(Case(f"lenet step, batch {b}", operations=LENET_OPERATIONS * b) for b in (1, 64, 128, 512)),
@@ -59,7 +61,8 @@ def images(batch: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return random.standard_normal((batch, 1, 28, 28)).astype(np.float32), random.integers(0, 10, batch)
 
 
-# ---- Thalweg --------------------------------------------------------------------------------------------------------
+# ---- Thalweg
+# --------------------------------------------------------------------------------------------------------
 
 
 def thalweg_model(name: str) -> Any:
@@ -71,7 +74,9 @@ def thalweg_model(name: str) -> Any:
     if name == "lenet":
         return LeNet()
     a, b, c, d = MLP
-    return nn.Sequential(nn.Flatten(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.ReLU(), nn.Linear(c, d))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.ReLU(), nn.Linear(c, d)
+    )
 
 
 def thalweg_case(case: str, threads: int) -> float:
@@ -101,7 +106,8 @@ def thalweg_case(case: str, threads: int) -> float:
     return repeat(lambda: step(x, y))
 
 
-# ---- PyTorch --------------------------------------------------------------------------------------------------------
+# ---- PyTorch
+# --------------------------------------------------------------------------------------------------------
 
 
 def torch_model(name: str) -> Any:
@@ -109,9 +115,12 @@ def torch_model(name: str) -> Any:
 
     if name == "mlp":
         a, b, c, d = MLP
-        return nn.Sequential(nn.Flatten(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.ReLU(), nn.Linear(c, d))
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.ReLU(), nn.Linear(c, d)
+        )
     return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
     )  # fmt: skip
 
@@ -146,7 +155,8 @@ def torch_case(case: str, threads: int) -> float:
     return repeat(step)
 
 
-# ---- whole processes ------------------------------------------------------------------------------------------------
+# ---- whole processes
+# ------------------------------------------------------------------------------------------------
 
 
 def process_seconds(code: str, environment: dict[str, str], runs: int = 7) -> float:
@@ -195,10 +205,16 @@ def peak(threads: int) -> float:
     from thalweg.codegen.c import build, library
 
     accumulators = range(12)
-    text = '#include "vector.h"\n__attribute__((visibility("default"))) float spin(int64_t n);\nfloat spin(int64_t n) {\n'
+    text = '#include "vector.h"\n__attribute__((visibility("default"))) float spin(int64_t n);\n'
+    text += "float spin(int64_t n) {\n"
     text += "".join(f"f32x16 a{i} = broadcast_f32({i});" for i in accumulators)
-    text += "f32x16 x = broadcast_f32(0.999f), y = broadcast_f32(0.001f); __asm__ volatile(\"\" : \"+m\"(x), \"+m\"(y));"
-    text += "for (int64_t i = 0; i < n; i++) {" + "".join(f"a{i} = fma_f32(a{i}, x, y);" for i in accumulators) + "}"
+    text += "f32x16 x = broadcast_f32(0.999f), y = broadcast_f32(0.001f);"
+    text += '__asm__ volatile("" : "+m"(x), "+m"(y));'
+    text += (
+        "for (int64_t i = 0; i < n; i++) {"
+        + "".join(f"a{i} = fma_f32(a{i}, x, y);" for i in accumulators)
+        + "}"
+    )
     total = "a0"
     for i in accumulators[1:]:
         total = f"add_f32({total}, a{i})"

@@ -4,9 +4,10 @@
     python benchmarks/run.py lenet import        # cases whose name contains one of these words
     python benchmarks/run.py --processes 5 --markdown results.md
 
-Each case has one worker per framework. Workers run in fresh processes, alternating A B A B, because the spread between
-processes is larger than within one; each gives the median time of many repetitions. The ratio is the other framework's
-time divided by Thalweg's, pair by pair; its median is what to quote. One process at a time: nothing else should run.
+Each case has one worker per framework. Workers run in fresh processes, alternating A B A B, because the
+spread between processes is larger than within one; each gives the median time of many repetitions. The
+ratio is the other framework's time divided by Thalweg's, pair by pair; its median is what to quote. One
+process at a time: nothing else should run.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def compare(case: cases.Case, threads: int, processes: int) -> dict[str, object]
 
 def line(row: dict[str, object]) -> str:
     """One row for people."""
-    parts = [f"{row['case']:<32} {row['threads']} threads  thalweg {1e3 * float(str(row['thalweg'])):9.3f} ms"]
+    parts = [
+        f"{row['case']:<32} {row['threads']} threads  thalweg {1e3 * float(str(row['thalweg'])):9.3f} ms"
+    ]
     for key, value in row.items():
         if key.endswith("/ thalweg"):
             side = key.split()[0]
@@ -72,7 +75,9 @@ def line(row: dict[str, object]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="run cases whose name contains one of these words")
     parser.add_argument("--processes", type=int, default=3, help="fresh processes per side (3)")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="thread counts (1 2)")
@@ -85,15 +90,18 @@ def main() -> None:
             rows.append(compare(case, threads, options.processes))
             print(line(rows[-1]), flush=True)
     if options.markdown:
-        table = ["| case | threads | Thalweg ms | peer | peer ms | peer / Thalweg | share of FMA peak |", "|---|---|---|---|---|---|---|"]
+        table = [
+            "| case | threads | Thalweg ms | peer | peer ms | peer / Thalweg | share of FMA peak |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for row in rows:
             share = f"{100 * float(str(row['share of peak'])):.0f} %" if "share of peak" in row else ""
             for key in row:
                 if str(key).endswith("/ thalweg"):
                     side = str(key).split()[0]
                     table.append(
-                        f"| {row['case']} | {row['threads']} | {1e3 * float(str(row['thalweg'])):.3f} | {side} | "
-                        f"{1e3 * float(str(row[side])):.3f} | {float(str(row[key])):.2f} | {share} |"
+                        f"| {row['case']} | {row['threads']} | {1e3 * float(str(row['thalweg'])):.3f} "
+                        f"| {side} | {1e3 * float(str(row[side])):.3f} | {float(str(row[key])):.2f} | {share} |"
                     )
         options.markdown.write_text("\n".join(table) + "\n", encoding="utf-8")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from thalweg import errors, ops, types
+from thalweg import errors, graph, ops, types
 from thalweg import tensor as _tensor
 from thalweg.ops import *  # noqa: F403 - the names are listed in thalweg.ops
 from thalweg.tensor import *  # noqa: F403 - the names are listed in thalweg.tensor
@@ -31,6 +31,8 @@ from thalweg.types import (
     uint64,
 )
 from thalweg.version import __version__
+
+graph.bind("draw", lambda drawn, path: importlib.import_module("thalweg.viz").draw(drawn, path))
 
 _PARTS = ("nn", "optim", "data", "io", "train", "viz", "models", "graph", "plan", "config")
 

@@ -1,7 +1,8 @@
 """Reverse-mode differentiation: graph in, graph out. There is no op name in this file.
 
-`vjp` walks the nodes between outputs and inputs backwards and appends, for each, the nodes of its gradient rule to the
-current builder. Because the result is an ordinary graph, gradients of gradients need nothing further.
+`vjp` walks the nodes between outputs and inputs backwards and appends, for each, the nodes of its
+gradient rule to the current builder. Because the result is an ordinary graph, gradients of gradients need
+nothing further.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ from thalweg.types import Type
 
 
 def path_nodes(outputs: Sequence[Value], wrt: Sequence[Value], boundary: Sequence[Value] = ()) -> list[Node]:
-    """Nodes on some path from `wrt` to `outputs`, inputs first. The search does not look behind `boundary`."""
+    """Nodes on some path from `wrt` to `outputs`, inputs first. The search does not look behind
+    `boundary`."""
     targets = {id(value) for value in wrt}
     closed = {id(value) for value in boundary}
     depends: dict[int, bool] = {}  # id(node) -> is it reached from wrt
     order: list[Node] = []
-    stack: list[tuple[Node, bool]] = [(v.node, False) for v in outputs if v.node is not None and id(v) not in closed]
+    stack: list[tuple[Node, bool]] = [
+        (v.node, False) for v in outputs if v.node is not None and id(v) not in closed
+    ]
     while stack:
         node, children_done = stack.pop()
         if children_done:
             reached = any(
-                id(v) in targets or (v.node is not None and id(v) not in closed and depends.get(id(v.node), False))
+                id(v) in targets
+                or (v.node is not None and id(v) not in closed and depends.get(id(v.node), False))
                 for v in node.inputs
             )
             depends[id(node)] = reached
@@ -109,14 +114,18 @@ def _body_vjp(op: Composite, inputs: Sequence[Value], received: Sequence[Value |
 
 
 @lru_cache(maxsize=4096)
-def _body_gradient(op: Composite, inputs: tuple[Type, ...], given: tuple[bool, ...]) -> tuple[Graph, tuple[bool, ...]]:
+def _body_gradient(
+    op: Composite, inputs: tuple[Type, ...], given: tuple[bool, ...]
+) -> tuple[Graph, tuple[bool, ...]]:
     return gradient_graph(op.body(*inputs), given)
 
 
 def gradient_graph(graph: Graph, given: Sequence[bool]) -> tuple[Graph, tuple[bool, ...]]:
-    """The graph (inputs, cotangents of the `given` outputs) -> gradients of `graph`, and which inputs have one.
+    """The graph (inputs, cotangents of the `given` outputs) -> gradients of `graph`, and which inputs
+    have one.
 
-    A graph of its own, so that it does not matter whether the current builder keeps the nodes of what it computes.
+    A graph of its own, so that it does not matter whether the current builder keeps the nodes of what it
+    computes.
     """
     found: list[bool] = []
     count = len(graph.inputs)

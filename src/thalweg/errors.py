@@ -1,8 +1,8 @@
 """Every exception class of Thalweg.
 
-Three families tell *when* something is wrong: `ShapeError` and `DTypeError` while a graph is being built (at the
-user's line), `UnsupportedError` while it is being compiled, `NumericError` while it runs. A message says what was
-received, what was expected and what to write instead.
+Three families tell *when* something is wrong: `ShapeError` and `DTypeError` while a graph is being built
+(at the user's line), `UnsupportedError` while it is being compiled, `NumericError` while it runs. A
+message says what was received, what was expected and what to write instead.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ class GraphError(ThalwegError):
 
 
 class TraceError(ThalwegError, RuntimeError):
-    """A function cannot be traced as it is written: `bool(tensor)` in a trace, a tensor used after its trace, ..."""
+    """A function cannot be traced as it is written: `bool(tensor)` in a trace, a tensor used after its
+    trace, ..."""
 
 
 class GradientError(ThalwegError, RuntimeError):
-    """A gradient does not exist: the loss is not a scalar, or does not depend on what it is differentiated by."""
+    """A gradient does not exist: the loss is not a scalar, or does not depend on what it is
+    differentiated by."""
 
 
 class UnsupportedError(ThalwegError, NotImplementedError):

@@ -1,4 +1,5 @@
-"""Run a graph node by node with the ops' NumPy references: the independent oracle, and the backend without a compiler."""
+"""Run a graph node by node with the ops' NumPy references: the independent oracle, and the backend
+without a compiler."""
 
 from __future__ import annotations
 
@@ -34,7 +35,12 @@ class Interpreter:
         for key, position in last.items():
             dead.setdefault(position, []).append(slots[key])
         self.steps = [
-            (node, [slots[id(v)] for v in node.inputs], [slots[id(v)] for v in node.outputs], dead.get(position, []))
+            (
+                node,
+                [slots[id(v)] for v in node.inputs],
+                [slots[id(v)] for v in node.outputs],
+                dead.get(position, []),
+            )
             for position, node in enumerate(graph.nodes)
         ]
         self.results = [slots[id(value)] for value in graph.results]

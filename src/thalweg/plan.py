@@ -1,7 +1,8 @@
 """`Plan`: what will run, before it runs. Phases, tasks, kernels and buffers, with exact bytes and operations.
 
-A plan is data: the scheduler makes it, the checker proves it, the code generator prints it as C. A barrier separates
-phases. A phase's tasks are cut by shape only, so the number of threads decides who does a task and never a result.
+A plan is data: the scheduler makes it, the checker proves it, the code generator prints it as C. A
+barrier separates phases. A phase's tasks are cut by shape only, so the number of threads decides who does
+a task and never a result.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ class Support:
     looping: frozenset[str] = frozenset()  # anchors whose operands may be pulled into their loops
     epilogue: frozenset[str] = frozenset()  # anchors that take elementwise readers of their result along
     lanes: Callable[[Node], bool] = lambda anchor: False  # can it run on a batch block, one sample per lane?
-    workspace: Callable[[Kernel, int, Target], int] = lambda kernel, block, target: 0  # bytes of scratch of a kernel
+    workspace: Callable[[Kernel, int, Target], int] = lambda kernel, block, target: (
+        0
+    )  # bytes of scratch of a kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The machine that a program is made for. Only shapes and these fields decide a plan, never the thread count."""
+    """The machine that a program is made for. Only shapes and these fields decide a plan, never the
+    thread count."""
 
     support: Support
     machine: str = "native"
@@ -58,14 +62,17 @@ class Scope(Enum):
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """Bytes that hold a value. `lane_axis` is the axis that is cut in blocks of 16 kept innermost (None: row-major)."""
+    """Bytes that hold a value. `lane_axis` is the axis that is cut in blocks of 16 kept innermost (None:
+    row-major)."""
 
     name: str
     type: Type
     scope: Scope
     lane_axis: int | None = None
     copies: int = 1  # slots
-    offset: int = 0  # bytes from the start of its arena (program, thread) or its number (input, output, state)
+    offset: int = (
+        0  # bytes from the start of its arena (program, thread) or its number (input, output, state)
+    )
     first: tuple[int, int] = (-1, 0)  # (phase, kernel) that writes it
     last: tuple[int, int] = (-1, 0)  # (phase, kernel) that reads it last
     where: tuple[Span, ...] = ()
@@ -95,9 +102,11 @@ def aligned(count: int) -> int:
 
 @dataclass(eq=False, slots=True)
 class Kernel:
-    """One loop nest or template: its anchor (a reduction, contraction, ... or None), and what is computed beside it.
+    """One loop nest or template: its anchor (a reduction, contraction, ... or None), and what is computed
+    beside it.
 
-    `roots` are the values that it stores; `nodes` all nodes that it computes, producers and epilogue included.
+    `roots` are the values that it stores; `nodes` all nodes that it computes, producers and epilogue
+    included.
     """
 
     kind: str
@@ -105,7 +114,8 @@ class Kernel:
     nodes: list[Node]
     reads: list[Value] = field(default_factory=list)
     anchor: Node | None = None
-    # how the kernel relates to the batch: "map" (one block at a time), "partial" (sums over its block into a slot),
+    # how the kernel relates to the batch: "map" (one block at a time), "partial" (sums over its block
+    # into a slot),
     # "combine" (adds the slots, then its epilogue), "whole" (sees whole values; cut into tiles of its output)
     role: str = "whole"
     tasks: int = 1
@@ -119,13 +129,17 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        return self.kind if self.anchor is None or self.anchor.op.name == self.kind else f"{self.kind} {self.anchor.op.name}"
+        return (
+            self.kind
+            if self.anchor is None or self.anchor.op.name == self.kind
+            else f"{self.kind} {self.anchor.op.name}"
+        )
 
 
 @dataclass(eq=False, slots=True)
 class Phase:
-    """Tasks between two barriers. In a batch phase each task walks its shard block by block through all kernels;
-    else each kernel has its own tasks, cut from its output."""
+    """Tasks between two barriers. In a batch phase each task walks its shard block by block through all
+    kernels; else each kernel has its own tasks, cut from its output."""
 
     kernels: list[Kernel]
     batch: bool = False
@@ -148,7 +162,9 @@ class Plan:
     constants: list[Buffer]
     arena_bytes: int = 0
     thread_bytes: int = 0
-    alias: dict[int, Value] = field(default_factory=dict)  # id(value) -> the value whose bytes it has in another shape
+    alias: dict[int, Value] = field(
+        default_factory=dict
+    )  # id(value) -> the value whose bytes it has in another shape
     batch_axis: dict[int, int] = field(default_factory=dict)  # id(value) -> axis that counts samples
 
     @property
@@ -279,23 +295,33 @@ def check(plan: Plan) -> None:
 
     Independent of the planner: it looks at offsets, sizes and lifetimes only. Raises `GraphError`.
     """
-    _check_arena((b for b in plan.all_buffers if b.scope in (Scope.PROGRAM, Scope.SLOT)), plan.arena_bytes, "arena")
+    _check_arena(
+        (b for b in plan.all_buffers if b.scope in (Scope.PROGRAM, Scope.SLOT)), plan.arena_bytes, "arena"
+    )
     for number in range(len(plan.phases)):
         blocks = (b for b in plan.all_buffers if b.scope is Scope.THREAD and b.phase == number)
         _check_arena(blocks, plan.thread_bytes, f"scratch of phase {number}")
     for phase_number, phase in enumerate(plan.phases):
         for kernel_number, kernel in enumerate(phase.kernels):
             for value in kernel.reads:
-                written = [b.first for b in plan.buffers.get(id(value), []) if b.scope in (Scope.PROGRAM, Scope.THREAD)]
+                written = [
+                    b.first
+                    for b in plan.buffers.get(id(value), [])
+                    if b.scope in (Scope.PROGRAM, Scope.THREAD)
+                ]
                 if written and min(written) > (phase_number, kernel_number):
-                    raise GraphError(f"kernel {kernel.name} of phase {phase_number} reads {value} before it is written")
+                    raise GraphError(
+                        f"kernel {kernel.name} of phase {phase_number} reads {value} before it is written"
+                    )
 
 
 def _check_arena(buffers: Iterable[Buffer], size: int, what: str) -> None:
     listed = sorted((b for b in buffers if b.nbytes), key=lambda b: b.offset)
     for index, buffer in enumerate(listed):
         if buffer.offset % ALIGNMENT or buffer.offset + buffer.total > size:
-            raise GraphError(f"{what}: {buffer.name} at {buffer.offset} with {buffer.total} bytes lies outside {size}")
+            raise GraphError(
+                f"{what}: {buffer.name} at {buffer.offset} with {buffer.total} bytes lies outside {size}"
+            )
         for other in listed[index + 1 :]:
             if other.offset >= buffer.offset + buffer.total:
                 break

@@ -1,8 +1,8 @@
 """Element types, dimensions, tensor types and source spans: the vocabulary that every other module uses.
 
 Nothing here knows a graph, an op or a tensor. Promotion follows the array-API standard
-(https://data-apis.org/array-api/latest/API_specification/type_promotion.html); where the standard leaves it open
-(integer with floating point), the floating-point type wins, as in PyTorch and JAX.
+(https://data-apis.org/array-api/latest/API_specification/type_promotion.html); where the standard leaves
+it open (integer with floating point), the floating-point type wins, as in PyTorch and JAX.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import linecache
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from thalweg.errors import ArgumentError, DTypeError
 class DType:
     """An element type. There is one object per type, so `is` and `==` agree."""
 
-    by_name: dict[str, DType] = {}
+    by_name: ClassVar[dict[str, DType]] = {}
 
     def __init__(self, name: str, short: str, kind: str, itemsize: int) -> None:
         self.name = name
@@ -142,15 +142,16 @@ def promote(first: DType, second: DType) -> DType:
     if unsigned.itemsize < 8:
         return DType.by_name[f"int{unsigned.itemsize * 16}"]
     raise DTypeError(
-        f"no integer type holds both {first} and {second}; cast one of them first, for example x.astype({signed})"
+        f"no integer type holds both {first} and {second}; cast one of them first, "
+        f"for example x.astype({signed})"
     )
 
 
 class Symbol(int):
     """A dimension known by name instead of by number; as an integer it is its declared upper bound.
 
-    Sizes and memory are therefore computed at the bound. Two symbols are equal only if they have the same name and
-    bound, and none equals a plain number: what cannot be proved equal is different.
+    Sizes and memory are therefore computed at the bound. Two symbols are equal only if they have the same
+    name and bound, and none equals a plain number: what cannot be proved equal is different.
     """
 
     name: str

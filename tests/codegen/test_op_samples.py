@@ -1,5 +1,5 @@
-"""Every op, compiled: values and gradients of all samples agree with the interpreter, with the same bits for 1 and 3
-threads. All samples of an op are one program, so that one build serves them."""
+"""Every op, compiled: values and gradients of all samples agree with the interpreter, with the same bits
+for 1 and 3 threads. All samples of an op are one program, so that one build serves them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from thalweg.testing import gradient_graph
 
 Array = np.ndarray[Any, Any]
 
-# relative to the element and to the largest element; one number per element type, widened by a sample's own factor
+# relative to the element and to the largest element; one number per element type, widened by a sample's
+# own factor
 TOLERANCE = {"float16": 3e-3, "bfloat16": 2e-2, "float32": 3e-6, "float64": 1e-13}
 
 
@@ -39,7 +40,9 @@ def joint_graph(samples: Sequence[Sample], gradient: bool) -> tuple[Graph, list[
                 cotangents = values[len(sample.inputs) :]
                 results = inline(graph, values)
                 arrays += [*sample.inputs]
-                arrays += [np.asarray(random.uniform(-1, 1, v.shape)).astype(v.dtype.numpy) for v in cotangents]
+                arrays += [
+                    np.asarray(random.uniform(-1, 1, v.shape)).astype(v.dtype.numpy) for v in cotangents
+                ]
             else:
                 values = [Value(found) for found in sample.types]
                 results = sample.build(*values)
@@ -82,7 +85,7 @@ def test_compiled_samples_agree_with_the_interpreter(name: str, gradient: bool, 
     for one, other in zip(found, again, strict=True):
         assert one.tobytes() == other.tobytes()
     problems = [
-        f"sample {owner} ({[str(t) for t in samples[owner].types]}, {dict(samples[owner].attributes)}): {problem}"
+        f"sample {owner} ({samples[owner].types}, {dict(samples[owner].attributes)}): {problem}"
         for owner, one, other in zip(owners, found, expected, strict=True)
         # a gradient may be a sum of terms that cancel
         if (problem := difference(one, other, samples[owner].tolerance * (30 if gradient else 1))) is not None

@@ -1,4 +1,5 @@
-"""Whole training steps, compiled: the same bits for any number of threads, in another process, on repetition."""
+"""Whole training steps, compiled: the same bits for any number of threads, in another process, on
+repetition."""
 
 from __future__ import annotations
 
@@ -56,7 +57,10 @@ def test_lenet_has_the_same_bits_for_any_number_of_threads(batch: int, needs_com
 
 
 def test_lenet_has_the_same_bits_in_another_process(needs_compiler: None) -> None:
-    code = "import sys; sys.path[:0] = sys.argv[1:]; from test_training_step import train; print(train(17, 5, 2)[0])"
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "from test_training_step import train\nprint(train(17, 5, 2)[0])"
+    )
     here = __file__.rsplit("test_training_step", 1)[0]
     found = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == train(17, 5, 1)[0]

@@ -1,8 +1,9 @@
 """Index arithmetic: which element of a value a loop iteration needs, as an expression that simplifies itself.
 
-An `Index` is a constant plus integer multiples of atoms. An atom is a loop variable, or the floor quotient or remainder of
-another index (from reshapes). Quotients and remainders of one index join again: `6*(i//6) + i%6` is `i`, so a reshape
-of something that lies in memory costs nothing. The variable `v` is the vector lane, 0 to 15.
+An `Index` is a constant plus integer multiples of atoms. An atom is a loop variable, or the floor
+quotient or remainder of another index (from reshapes). Quotients and remainders of one index join again:
+`6*(i//6) + i%6` is `i`, so a reshape of something that lies in memory costs nothing. The variable `v` is
+the vector lane, 0 to 15.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def divide(index: Index, divisor: int, extents: Mapping[str, int]) -> tuple[Inde
     )
     rest = Index(index.constant % divisor, tuple((a, c) for a, c in index.terms if c % divisor))
     low, high = rest.range(extents)
-    if 0 <= low and high < divisor:
+    if low >= 0 and high < divisor:
         return whole, rest
     return whole + Index(0, ((Split("/", rest, divisor), 1),)), Index(0, ((Split("%", rest, divisor), 1),))
 
@@ -169,10 +170,13 @@ def ravel(indices: Sequence[Index], shape: Sequence[int]) -> Index:
     return total
 
 
-def reshape_index(indices: Sequence[Index], old: Sequence[int], new: Sequence[int], extents: Mapping[str, int]) -> tuple[Index, ...]:
+def reshape_index(
+    indices: Sequence[Index], old: Sequence[int], new: Sequence[int], extents: Mapping[str, int]
+) -> tuple[Index, ...]:
     """Indices into shape `new` of the element at `indices` of shape `old` (same elements in row-major order).
 
-    Groups of axes with equal products are handled apart, so that an axis which both shapes have keeps its index.
+    Groups of axes with equal products are handled apart, so that an axis which both shapes have keeps its
+    index.
     """
     if 0 in old or 0 in new:
         return (Index(),) * len(new)  # there is no element to find

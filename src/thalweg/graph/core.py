@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import IntEnum
-from functools import cache
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -280,7 +279,7 @@ class Op:
         if cached is None:
             cached = (type(self), *(attribute_key(value) for value in self.attributes().values()))
             object.__setattr__(self, "_key", cached)
-        return cached  # type: ignore[no-any-return]
+        return cached
 
     def stable_key(self, *inputs: Type) -> tuple[Any, ...]:
         """The key, for inputs of these types, without anything that differs between processes."""
@@ -296,9 +295,14 @@ class Op:
         return hash(self.key())
 
 
-@cache
-def _attribute_names(cls: type[Op]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(cls)) if is_dataclass(cls) else ()
+_names: dict[type, tuple[str, ...]] = {}
+
+
+def _attribute_names(cls: type) -> tuple[str, ...]:
+    found = _names.get(cls)
+    if found is None:
+        found = _names[cls] = tuple(field.name for field in fields(cls)) if is_dataclass(cls) else ()
+    return found
 
 
 class Narrowed(NamedTuple):

@@ -1,7 +1,7 @@
 """Programs: compiled, loaded, callable graphs that read and update the state holders they were traced with.
 
-`compile_graph` is what the tensor layer calls. A program checks nothing about its inputs but their types: arguments,
-guards and errors are the caller's business.
+`compile_graph` is what the tensor layer calls. A program checks nothing about its inputs but their types:
+arguments, guards and errors are the caller's business.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import warnings
 from collections.abc import Sequence
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,8 +44,9 @@ def compile_graph(
 ) -> Program:
     """The program of a traced graph.
 
-    `backend` is "c" or "numpy" (None: the THALWEG_BACKEND setting, else C where a compiler is found), `threads` how many
-    take part (None: the THALWEG_THREADS setting), `machine` the instruction set of the C compiler's flags.
+    `backend` is "c" or "numpy" (None: the THALWEG_BACKEND setting, else C where a compiler is found),
+    `threads` how many take part (None: the THALWEG_THREADS setting), `machine` the instruction set of the
+    C compiler's flags.
     """
     chosen = backend or settings.backend
     if chosen == "auto":
@@ -74,6 +76,17 @@ def make_plan(graph: Graph, machine: str = "native") -> Plan:
     return schedule(prepare(graph, lambda node: False), Target(support(), machine))
 
 
+def _dump(directory: Path, graph: Graph, plan: Plan, text: str) -> None:
+    """Write the plan and the C of a program beside the graphs that the passes leave there."""
+    from thalweg.passes.pipeline import file_name
+
+    directory.mkdir(parents=True, exist_ok=True)
+    name = file_name(graph)
+    (directory / f"{name}.plan.txt").write_text(plan.text(), encoding="utf-8")
+    (directory / f"{name}.plan.json").write_text(plan.json(), encoding="utf-8")
+    (directory / f"{name}.c").write_text(text, encoding="utf-8")
+
+
 class InterpretedProgram:
     """Runs the graph with the NumPy references. Its bits are outside the same-bits promise."""
 
@@ -87,7 +100,9 @@ class InterpretedProgram:
         results = interpret(self.graph, inputs, [holder.data for holder in self.holders])
         count = len(self.graph.outputs)
         for holder, array in zip(self.changed, results[count:], strict=True):
-            holder.replace(np.array(array, order="C"))  # a copy of its own: the result may be a view of an input
+            holder.replace(
+                np.array(array, order="C")
+            )  # a copy of its own: the result may be a view of an input
         return [np.array(array, order="C") for array in results[:count]]
 
     @cached_property
@@ -126,7 +141,10 @@ class _Frame:
         for number, array in enumerate(constants):
             self.pointers[self.first_constant + number] = array.ctypes.data
         self.call = _Call(
-            self.arena.ctypes.data, self.scratch.ctypes.data, ctypes.cast(self.pointers, ctypes.c_void_p).value, 0
+            self.arena.ctypes.data,
+            self.scratch.ctypes.data,
+            ctypes.cast(self.pointers, ctypes.c_void_p).value,
+            0,
         )
         self.reference = ctypes.byref(self.call)
 
@@ -144,6 +162,8 @@ class NativeProgram:
         self.threads = threads  # None: the setting at the time of each call
         generated = generate(self.plan)
         self.source = generated.text
+        if settings.dump is not None:
+            _dump(settings.dump, graph, self.plan, generated.text)
         self.failures = generated.failures
         self.library = build.library([("program.c", generated.text)], machine, headers())
         self.entry = getattr(self.library, ENTRY)
@@ -196,4 +216,6 @@ class NativeProgram:
         except ThalwegError as error:
             return error
         types = [value.type for value in node.inputs]
-        return located_error(IndexRangeError("an index is out of range"), node.op, types, node.where, node.scope)
+        return located_error(
+            IndexRangeError("an index is out of range"), node.op, types, node.where, node.scope
+        )

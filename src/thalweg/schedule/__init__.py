@@ -1,4 +1,5 @@
-"""Graph to plan: which nodes run in one kernel (`fuse`), in which phase and task (`phases`), in which bytes (`memory`)."""
+"""Graph to plan: which nodes run in one kernel (`fuse`), in which phase and task (`phases`), in which
+bytes (`memory`)."""
 
 from thalweg.schedule.schedule import schedule
 

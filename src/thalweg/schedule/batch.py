@@ -1,8 +1,8 @@
 """The batch: which axis of which value counts samples, and whether to walk the graph depth-first over it.
 
-Axes of all values are joined into classes by the ops' axis rules; the batch is the class over which most operations run
-and which no parameter has. Batch kernels work on blocks of 16 samples, one per vector lane, so whether that pays
-is decided here from shapes alone.
+Axes of all values are joined into classes by the ops' axis rules; the batch is the class over which most
+operations run and which no parameter has. Batch kernels work on blocks of 16 samples, one per vector
+lane, so whether that pays is decided here from shapes alone.
 """
 
 from __future__ import annotations
@@ -102,7 +102,12 @@ def _pays(batch: Batch, graph: Graph, target: Target) -> bool:
     if batch.extent == 0 or padded > MOST_PADDING * batch.extent:
         return False
     largest = max(
-        (v.type.nbytes // batch.extent * LANES for node in graph.nodes for v in node.outputs if id(v) in batch.axis),
+        (
+            v.type.nbytes // batch.extent * LANES
+            for node in graph.nodes
+            for v in node.outputs
+            if id(v) in batch.axis
+        ),
         default=0,
     )
     return largest <= LIVE_LIMIT * target.cache_bytes

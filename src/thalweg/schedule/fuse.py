@@ -1,9 +1,10 @@
 """Fusion: the legalised graph cut into kernels.
 
-Elementwise and movement nodes are *pulled*: a kernel computes, for each element of its roots, the expression that leads
-back to values in memory. A node's value is stored (it is a root of some kernel) where it is a result, where an op needs
-its operand in memory, or where pulling it would compute it several times. Roots of one shape that feed each other
-share a kernel; a reduction or contraction takes the elementwise nodes behind it as its epilogue.
+Elementwise and movement nodes are *pulled*: a kernel computes, for each element of its roots, the
+expression that leads back to values in memory. A node's value is stored (it is a root of some kernel)
+where it is a result, where an op needs its operand in memory, or where pulling it would compute it
+several times. Roots of one shape that feed each other share a kernel; a reduction or contraction takes
+the elementwise nodes behind it as its epilogue.
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ class Fusion:
         if node.op.name != "reshape":
             return None
         x = self.alias.get(id(node.inputs[0]), node.inputs[0])
-        return x if id(x) in self.stored or id(x) in self.sources or (x.node is not None and is_array(x.node)) else None
+        return (
+            x
+            if id(x) in self.stored or id(x) in self.sources or (x.node is not None and is_array(x.node))
+            else None
+        )
 
     def _must_store(self, node: Node, value: Value, weight: int) -> bool:
         if id(value) in self.results:
@@ -78,7 +83,8 @@ class Fusion:
         """Does pulling `value` through this movement compute its elements more than once?"""
         return user.op.name == "gather" or user.outputs[0].size > value.size
 
-    # ---- kernels ----------------------------------------------------------------------------------------------------
+    # ---- kernels
+    # ----------------------------------------------------------------------------------------------------
 
     def inside(self, roots: Iterable[Value], anchor: Node | None) -> tuple[list[Node], list[Value]]:
         """Nodes computed to get `roots`, in graph order, and the stored values that they read."""
@@ -86,10 +92,10 @@ class Fusion:
         root_ids = {id(v) for v in roots}
         nodes: dict[int, Node] = {}
         reads: dict[int, Value] = {}
-        stack = [v for v in roots]
+        stack = list(roots)
         if anchor is not None:
             nodes[id(anchor)] = anchor
-            stack += [v for v in anchor.inputs]
+            stack += anchor.inputs
         seen: set[int] = set()
         while stack:
             value = stack.pop()
@@ -98,7 +104,9 @@ class Fusion:
             seen.add(id(value))
             if id(value) in own:
                 continue
-            computed_here = id(value) in root_ids or (id(value) not in self.stored and id(value) not in self.sources)
+            computed_here = id(value) in root_ids or (
+                id(value) not in self.stored and id(value) not in self.sources
+            )
             if value.node is None or not computed_here:
                 base = self.alias.get(id(value), value)
                 reads[id(base)] = base
@@ -142,7 +150,8 @@ class Fusion:
                 group.producers[id(producer)] = producer
 
     def _merge_into_producer(self, group: _Group, owner: dict[int, _Group]) -> None:
-        """Join a pure elementwise kernel with the kernel that computes one of its operands at the same indices."""
+        """Join a pure elementwise kernel with the kernel that computes one of its operands at the same
+        indices."""
         candidates = {
             id(owner[id(v)].top()): owner[id(v)].top() for v in self._aligned_reads(group) if id(v) in owner
         }
@@ -164,7 +173,8 @@ class Fusion:
     def _read_by_others(self, producer: _Group, group: _Group) -> bool:
         inside = {id(n) for g in (producer, group) for n in self.inside(g.roots, g.anchor)[0]}
         return any(
-            id(v) in self.results or any(id(u) not in inside for u in self.users.get(id(v), [])) for v in producer.roots
+            id(v) in self.results or any(id(u) not in inside for u in self.users.get(id(v), []))
+            for v in producer.roots
         )
 
     def _accepts_epilogue(self, producer: _Group, group: _Group) -> bool:
@@ -173,7 +183,8 @@ class Fusion:
         return producer.anchor is None or producer.anchor.op.name in self.support.epilogue
 
     def _aligned_reads(self, group: _Group) -> list[Value]:
-        """Stored values that the group reads at the index of the root itself (through elementwise nodes only)."""
+        """Stored values that the group reads at the index of the root itself (through elementwise nodes
+        only)."""
         found: dict[int, Value] = {}
         stack = list(group.roots)
         seen: set[int] = set()
@@ -200,7 +211,8 @@ class Fusion:
         nodes, reads = self.inside(group.roots, group.anchor)
         kind = "loops" if group.anchor is None else group.anchor.op.name
         operations = sum(
-            node.op.operations([v.type for v in node.inputs], [v.type for v in node.outputs]) for node in nodes
+            node.op.operations([v.type for v in node.inputs], [v.type for v in node.outputs])
+            for node in nodes
         )
         traffic = sum(v.type.nbytes for v in (*reads, *roots))
         return Kernel(kind, roots, nodes, reads, group.anchor, operations=operations, traffic=traffic)
@@ -254,5 +266,9 @@ def _ordered(groups: list[_Group]) -> list[_Group]:
                 result.append(group)
                 continue
             stack.append((group, True))
-            stack.extend((p.top(), False) for p in group.producers.values() if id(p.top()) not in done and p.top() is not group)
+            stack.extend(
+                (p.top(), False)
+                for p in group.producers.values()
+                if id(p.top()) not in done and p.top() is not group
+            )
     return result

@@ -19,6 +19,7 @@ BLOCK_BYTES = 3  # a batch block's activations may take cache_bytes / this
 TILE_OPERATIONS = 1 << 17  # a kernel below this is not worth sharing among threads
 MOST_TILES = 64
 
+
 def schedule(graph: Graph, target: Target) -> Plan:
     """The plan of a legalised graph. Everything in it follows from shapes and the target."""
     graph = separate_results(graph)
@@ -37,7 +38,8 @@ def schedule(graph: Graph, target: Target) -> Plan:
 
 
 def separate_results(graph: Graph) -> Graph:
-    """Every result computed by a node of its own: copies where a result is an input or stands for two results."""
+    """Every result computed by a node of its own: copies where a result is an input or stands for two
+    results."""
     seen = {id(value) for value in graph.sources} | {id(n.outputs[0]) for n in graph.nodes if is_array(n)}
     copies: list[Node] = []
 
@@ -57,7 +59,9 @@ def separate_results(graph: Graph) -> Graph:
         for entry in graph.state
         if entry.after is None or entry.after is not entry.before
     )
-    unchanged = tuple(State(e.before, None, e.holder) for e in graph.state if e.after is not None and e.after is e.before)
+    unchanged = tuple(
+        State(e.before, None, e.holder) for e in graph.state if e.after is not None and e.after is e.before
+    )
     if not copies and not unchanged:
         return graph
     by_before = {id(entry.before): entry for entry in (*state, *unchanged)}
@@ -65,7 +69,8 @@ def separate_results(graph: Graph) -> Graph:
     return Graph(graph.inputs, (*graph.nodes, *copies), outputs, ordered, graph.name, graph.input_names)
 
 
-# ---- roles ----------------------------------------------------------------------------------------------------------
+# ---- roles
+# ----------------------------------------------------------------------------------------------------------
 
 
 def assign_roles(
@@ -112,7 +117,9 @@ def _split(kernel: Kernel, value: Value, alias: dict[int, Value]) -> list[Kernel
     inputs = {id(alias.get(id(v), v)) for node in kernel.nodes if id(node) in before for v in node.inputs}
     reads = [v for v in kernel.reads if id(v) in inputs]
     operations = sum(
-        n.op.operations([v.type for v in n.inputs], [v.type for v in n.outputs]) for n in kernel.nodes if id(n) in before
+        n.op.operations([v.type for v in n.inputs], [v.type for v in n.outputs])
+        for n in kernel.nodes
+        if id(n) in before
     )
     partial = Kernel(
         kernel.kind,
@@ -149,14 +156,20 @@ def _producers(kernel: Kernel) -> set[int]:
     reads = {id(v) for v in kernel.reads}
     while stack:
         value = stack.pop()
-        if value.node is None or id(value) in reads or id(value.node) not in inside or id(value.node) in found:
+        if (
+            value.node is None
+            or id(value) in reads
+            or id(value.node) not in inside
+            or id(value.node) in found
+        ):
             continue
         found.add(id(value.node))
         stack.extend(value.node.inputs)
     return found
 
 
-# ---- levels and phases ----------------------------------------------------------------------------------------------
+# ---- levels and phases
+# ----------------------------------------------------------------------------------------------
 
 
 def can_fail(kernel: Kernel) -> bool:
@@ -165,12 +178,13 @@ def can_fail(kernel: Kernel) -> bool:
 
 
 def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
-    """For `id(kernel)` the number of barriers before it. Updates of state come after every read of the old value, and
-    after every kernel that can fail; a new value that is needed before that goes to memory of its own first."""
+    """For `id(kernel)` the number of barriers before it. Updates of state come after every read of the
+    old value, and after every kernel that can fail; a new value that is needed before that goes to memory
+    of its own first."""
     owner: dict[int, Kernel] = {}
     for kernel in kernels:
         for root in kernel.roots:
-            if not (kernel.role == "partial"):
+            if kernel.role != "partial":
                 owner[id(root)] = kernel
     partials = {id(k.roots[0]): k for k in kernels if k.role == "partial"}
     writer = {id(e.after): e for e in graph.state if e.after is not None}
@@ -189,14 +203,12 @@ def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
             continue
         befores = {id(e.before) for e in entries}
         earlier = [
-            k
-            for k in kernels
-            if k is not kernel and (any(id(v) in befores for v in k.reads) or can_fail(k))
+            k for k in kernels if k is not kernel and (any(id(v) in befores for v in k.reads) or can_fail(k))
         ]
-        if any(_depends(k, kernel, producers) for k in earlier) or not _aligned(kernel, befores):
+        if any(_depends(k, kernel, producers, after) for k in earlier) or not _aligned(kernel, befores):
             kernel.detail["copy"] = [id(e.after) for e in entries]
         else:
-            after[id(kernel)] = [k for k in earlier]
+            after[id(kernel)] = earlier
     levels: dict[int, int] = {}
     for _ in range(len(kernels) + 1):
         changed = False
@@ -216,10 +228,14 @@ def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
 
 
 def _sink(
-    kernels: list[Kernel], levels: dict[int, int], producers: dict[int, list[Kernel]], after: dict[int, list[Kernel]]
+    kernels: list[Kernel],
+    levels: dict[int, int],
+    producers: dict[int, list[Kernel]],
+    after: dict[int, list[Kernel]],
 ) -> dict[int, int]:
-    """Every kernel as late as its readers allow. What the batch reads then meets its readers in one phase: a forward pass
-    that waits for nothing joins the backward pass that waits for, say, the number of labels that count."""
+    """Every kernel as late as its readers allow. What the batch reads then meets its readers in one
+    phase: a forward pass that waits for nothing joins the backward pass that waits for, say, the number
+    of labels that count."""
     top = max(levels.values(), default=0)
     bound = {id(kernel): top for kernel in kernels}
     position = {id(kernel): number for number, kernel in enumerate(kernels)}
@@ -233,7 +249,8 @@ def _sink(
     return bound
 
 
-def _depends(kernel: Kernel, goal: Kernel, producers: dict[int, list[Kernel]]) -> bool:
+def _depends(kernel: Kernel, goal: Kernel, *edges: dict[int, list[Kernel]]) -> bool:
+    """Does `kernel` have to wait for `goal`, along these edges from a kernel to those before it?"""
     stack, seen = [kernel], set()
     while stack:
         found = stack.pop()
@@ -241,7 +258,8 @@ def _depends(kernel: Kernel, goal: Kernel, producers: dict[int, list[Kernel]]) -
             return True
         if id(found) not in seen:
             seen.add(id(found))
-            stack.extend(producers[id(found)])
+            for known in edges:
+                stack.extend(known[id(found)])
     return False
 
 
@@ -251,7 +269,8 @@ def _aligned(kernel: Kernel, values: set[int]) -> bool:
 
     for node in kernel.nodes:
         if any(id(v) in values for v in node.inputs) and (
-            node.op.kind is not Kind.ELEMENTWISE or (kernel.anchor is not None and id(node) in _producers(kernel))
+            node.op.kind is not Kind.ELEMENTWISE
+            or (kernel.anchor is not None and id(node) in _producers(kernel))
         ):
             return False
     movement = [n for n in kernel.nodes if n.op.kind is Kind.MOVEMENT and n.inputs]
@@ -264,7 +283,9 @@ def _aligned(kernel: Kernel, values: set[int]) -> bool:
     return True
 
 
-def make_phases(kernels: list[Kernel], levels: dict[int, int], batch: Batch | None, target: Target) -> list[Phase]:
+def make_phases(
+    kernels: list[Kernel], levels: dict[int, int], batch: Batch | None, target: Target
+) -> list[Phase]:
     """Kernels of one level: those of the batch in one phase, the others in another."""
     phases: list[Phase] = []
     for level in range(max(levels.values(), default=-1) + 1):
@@ -285,20 +306,22 @@ def make_phases(kernels: list[Kernel], levels: dict[int, int], batch: Batch | No
 
 
 def _block_vectors(kernels: list[Kernel], batch: Batch, target: Target, blocks: int) -> int:
-    """Vectors of 16 samples per block: two where their activations fit beside each other in the cache (weights are
-    then loaded half as often) and every shard still gets one."""
+    """Vectors of 16 samples per block: two where their activations fit beside each other in the cache
+    (weights are then loaded half as often) and every shard still gets one."""
     values = {id(v): v for k in kernels for v in (*k.roots, *k.reads) if batch.of(v) is not None}
     block_bytes = sum(v.type.nbytes // max(batch.extent, 1) * LANES for v in values.values())
     return 2 if blocks >= 2 * MOST_SLOTS and 2 * block_bytes <= 2 * target.cache_bytes else 1
 
 
 def tile_count(kernel: Kernel) -> int:
-    """Tasks of a kernel that is cut by its output: enough for any number of threads, none too small to share."""
+    """Tasks of a kernel that is cut by its output: enough for any number of threads, none too small to
+    share."""
     cost = max(kernel.operations, kernel.traffic * 2)
     return max(1, min(MOST_TILES, cost // TILE_OPERATIONS))
 
 
-# ---- buffers --------------------------------------------------------------------------------------------------------
+# ---- buffers
+# --------------------------------------------------------------------------------------------------------
 
 
 class _Buffers:
@@ -348,7 +371,8 @@ class _Buffers:
         return self._describe(buffer, value)
 
     def _state_results(self) -> None:
-        """New values go straight into the holder's storage, or through the arena where that is not allowed."""
+        """New values go straight into the holder's storage, or through the arena where that is not
+        allowed."""
         copied = {v for k in self.plan.kernels for v in k.detail.get("copy", ())}
         late: list[Kernel] = []
         for position, entry in enumerate(self.plan.graph.state):
@@ -356,8 +380,14 @@ class _Buffers:
                 continue
             if id(entry.after) in copied:
                 late.append(
-                    Kernel("copy", [entry.after], [], [entry.after], detail={"state": self.plan.state[position]},
-                           traffic=2 * entry.after.type.nbytes)
+                    Kernel(
+                        "copy",
+                        [entry.after],
+                        [],
+                        [entry.after],
+                        detail={"state": self.plan.state[position]},
+                        traffic=2 * entry.after.type.nbytes,
+                    )
                 )
             else:
                 self.rows[id(entry.after)] = self.plan.state[position]
@@ -383,9 +413,16 @@ class _Buffers:
         for kernel in phase.kernels:
             for value in kernel.reads:
                 axis = self.batch.of(value)
-                if axis is not None and id(value) not in lanes and id(value) not in produced and value.ndim > 1:
+                if (
+                    axis is not None
+                    and id(value) not in lanes
+                    and id(value) not in produced
+                    and value.ndim > 1
+                ):
                     lanes[id(value)] = self._lane(value, axis, number, "pack")
-                    kernels.append(Kernel("pack", [value], [], [value], role="map", traffic=2 * value.type.nbytes))
+                    kernels.append(
+                        Kernel("pack", [value], [], [value], role="map", traffic=2 * value.type.nbytes)
+                    )
             kernels.append(kernel)
             for root in kernel.roots:
                 if kernel.role == "partial":
@@ -396,7 +433,9 @@ class _Buffers:
                 assert axis is not None
                 outside = id(root) in self.fusion.results or self._read_later(root, number)
                 if root.ndim > 1 or not outside:
-                    lanes[id(root)] = self._reused(kernel, root, lanes, phase) or self._lane(root, axis, number)
+                    lanes[id(root)] = self._reused(kernel, root, lanes, phase) or self._lane(
+                        root, axis, number
+                    )
                 if outside:
                     if id(root) not in self.rows:
                         self._row(root, root.node.op.name if root.node else "value", Scope.PROGRAM)
@@ -413,8 +452,8 @@ class _Buffers:
         return self._describe(Buffer(name, block, Scope.THREAD, lane_axis=axis, phase=number), value)
 
     def _reused(self, kernel: Kernel, root: Value, buffers: dict[int, Buffer], phase: Phase) -> Buffer | None:
-        """The buffer of an operand that the kernel may overwrite: of the same type, read only where it is written, and by
-        no other kernel from here on."""
+        """The buffer of an operand that the kernel may overwrite: of the same type, read only where it is
+        written, and by no other kernel from here on."""
         if kernel.kind != "loops" or id(root) in self.fusion.results:
             return None
         for value in kernel.reads:
@@ -424,7 +463,11 @@ class _Buffers:
                 or buffer.scope not in (Scope.PROGRAM, Scope.THREAD)
                 or value.type != root.type
                 or self.plan.batch_axis.get(id(value)) != self.plan.batch_axis.get(id(root))
-                or any(found is buffer for other in kernel.roots for found in self.plan.buffers.get(id(other), ()))
+                or any(
+                    found is buffer
+                    for other in kernel.roots
+                    for found in self.plan.buffers.get(id(other), ())
+                )
                 or not _aligned(kernel, {id(value)})
                 or self._read_after(value, buffer, kernel, phase)
             ):
@@ -439,7 +482,9 @@ class _Buffers:
         holders = {v for v, found in self.plan.buffers.items() if any(b is buffer for b in found)}
         later = [k for other in self.plan.phases[number + 1 :] for k in other.kernels]
         position = next(i for i, other in enumerate(phase.kernels) if other is kernel)
-        beside = [k for i, k in enumerate(phase.kernels) if k is not kernel and (i > position or not phase.batch)]
+        beside = [
+            k for i, k in enumerate(phase.kernels) if k is not kernel and (i > position or not phase.batch)
+        ]
         if buffer.scope is Scope.THREAD:
             later = []
         return any(id(v) in holders for k in (*beside, *later) for v in k.reads)
@@ -453,8 +498,8 @@ class _Buffers:
         )
 
     def _lifetimes(self) -> None:
-        """First write and last read of every planned buffer, in (phase, kernel); a buffer that several tasks share lives
-        through whole phases, because the tasks of a phase run in any order."""
+        """First write and last read of every planned buffer, in (phase, kernel); a buffer that several
+        tasks share lives through whole phases, because the tasks of a phase run in any order."""
         for number, phase in enumerate(self.plan.phases):
             for index, kernel in enumerate(phase.kernels):
                 for value in (*kernel.roots, *kernel.reads):
@@ -469,11 +514,15 @@ class _Buffers:
         for index, kernel in enumerate(phase.kernels):
             nbytes = self.plan.target.support.workspace(kernel, phase.block, self.plan.target)
             if nbytes:
-                scratch = Buffer(f"{kernel.name} workspace", Type(uint8, (nbytes,)), Scope.THREAD, phase=number)
+                scratch = Buffer(
+                    f"{kernel.name} workspace", Type(uint8, (nbytes,)), Scope.THREAD, phase=number
+                )
                 scratch.first = scratch.last = (number, index)
                 kernel.detail["workspace"] = scratch
 
     def _planned(self, value: Value, number: int) -> Iterable[Buffer]:
         for buffer in self.plan.buffers.get(id(value), ()):
-            if buffer.scope in (Scope.PROGRAM, Scope.SLOT) or (buffer.scope is Scope.THREAD and buffer.phase == number):
+            if buffer.scope in (Scope.PROGRAM, Scope.SLOT) or (
+                buffer.scope is Scope.THREAD and buffer.phase == number
+            ):
                 yield buffer

@@ -13,8 +13,9 @@ from thalweg.graph import Value
 from thalweg.plan import LANES
 
 
-
-def _emitter(context: Context, extents: dict[str, int], accesses: dict[int, Any], partial: str | None) -> Emitter:
+def _emitter(
+    context: Context, extents: dict[str, int], accesses: dict[int, Any], partial: str | None
+) -> Emitter:
     emitter = context.emitter({**extents, LANE: LANES}, accesses)
     emitter.partial = partial
     return emitter
@@ -36,7 +37,9 @@ def emit_scatter(context: Context) -> KernelText:
     count = math.prod(indices.shape[op.batch :])
     chunks = -(-inner // LANES)
     extents = {"row": batch * outer, "chunk": inner, "a": extent, "u": count, LANE: LANES}
-    lines = [f"for (int64_t item = task * {batch * outer * chunks} / {kernel.tasks}; item < (task + 1) * {batch * outer * chunks} / {kernel.tasks}; item++) {{"]
+    lines = [
+        f"for (int64_t item = task * {batch * outer * chunks} / {kernel.tasks}; item < (task + 1) * {batch * outer * chunks} / {kernel.tasks}; item++) {{"
+    ]
     lines.append(f"const int64_t row = item / {max(chunks, 1)}, chunk = item % {max(chunks, 1)} * {LANES};")
     lines.append(f"const int n = {inner} - chunk < {LANES} ? (int)({inner} - chunk) : {LANES};")
     lane = variable("chunk") + variable(LANE)
@@ -44,7 +47,11 @@ def emit_scatter(context: Context) -> KernelText:
 
     def at(position: Index) -> tuple[Index, ...]:
         lead = unravel(variable("row"), sizes, extents) if sizes else ()
-        return (*lead, position, *(unravel(lane, x.shape[op.axis + 1 :], extents) if x.ndim > op.axis + 1 else ()))
+        return (
+            *lead,
+            position,
+            *(unravel(lane, x.shape[op.axis + 1 :], extents) if x.ndim > op.axis + 1 else ()),
+        )
 
     scalar = inner == 1
     if scalar:
@@ -64,13 +71,19 @@ def emit_scatter(context: Context) -> KernelText:
     lead = unravel(variable("row"), sizes, extents) if sizes else ()
     place = (*lead[: op.batch], *unravel(variable("u"), indices.shape[op.batch :], extents))
     found = write.pull(indices, place)
-    wide = found if found.kind == "i64" else write.declare("i64", f"convert_{found.kind}_to_i64({found.text})")
+    wide = (
+        found if found.kind == "i64" else write.declare("i64", f"convert_{found.kind}_to_i64({found.text})")
+    )
     position = write.scalar_index(f"lane_i64({wide.text}, 0)", extent)
     name = position.text()
-    write.lines.append(f"if ({name} < -{extent} || {name} >= {extent}) {{ tw_fail(error, {write.code(anchor)}); continue; }}")
+    write.lines.append(
+        f"if ({name} < -{extent} || {name} >= {extent}) {{ tw_fail(error, {write.code(anchor)}); continue; }}"
+    )
     real = write.scalar_index(f"{name} < 0 ? {name} + {extent} : {name}", extent)
     behind = at(real)[op.axis + 1 :]
-    update = write.pull(updates, (*lead, *unravel(variable("u"), indices.shape[op.batch :], extents), *behind))
+    update = write.pull(
+        updates, (*lead, *unravel(variable("u"), indices.shape[op.batch :], extents), *behind)
+    )
     if op.mode != "set":
         access = context.access(kernel.roots[0])
         current = write.load(access, at(real))
@@ -110,11 +123,17 @@ def emit_cumulative_sum(context: Context) -> KernelText:
     found = emitter.pull(x, indices)
     text = found.text if wide == kind else f"convert_{kind}_to_{wide}({found.text})"
     emitter.lines.append(f"sum = add_{wide}(sum, {text});")
-    rounded = Expression("sum", kind) if wide == kind else emitter.declare(kind, f"convert_{wide}_to_{kind}(sum)")
+    rounded = (
+        Expression("sum", kind) if wide == kind else emitter.declare(kind, f"convert_{wide}_to_{kind}(sum)")
+    )
     store(emitter, target, indices, rounded)
     context.functions |= emitter.functions
     total = outer * chunks
-    loop = f"for (int64_t i = {extent - 1}; i >= 0; i--) {{" if op.reverse else f"for (int64_t i = 0; i < {extent}; i++) {{"
+    loop = (
+        f"for (int64_t i = {extent - 1}; i >= 0; i--) {{"
+        if op.reverse
+        else f"for (int64_t i = 0; i < {extent}; i++) {{"
+    )
     lines = [
         "(void)error;",
         f"for (int64_t item = task * {total} / {kernel.tasks}; item < (task + 1) * {total} / {kernel.tasks}; item++) {{",

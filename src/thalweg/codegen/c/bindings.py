@@ -77,7 +77,9 @@ class Context:
         if kind == "unpack" and not write:
             return next(b for b in found if b.scope is Scope.THREAD and b.phase == self.number)
         slots = [b for b in found if b.scope is Scope.SLOT]
-        if slots and ((self.kernel.role == "partial" and write) or (self.kernel.role == "combine" and not write)):
+        if slots and (
+            (self.kernel.role == "partial" and write) or (self.kernel.role == "combine" and not write)
+        ):
             return slots[0]
         return next(b for b in found if b.scope not in (Scope.THREAD, Scope.SLOT))
 
@@ -107,13 +109,22 @@ class Context:
         """Accesses of everything that the kernel reads."""
         found = {id(value): self.access(value) for value in self.kernel.reads}
         for node in self.kernel.nodes:
-            found.update({id(v): self.access(v) for v in node.inputs if id(v) in self.plan.alias and id(v) not in found})
+            found.update(
+                {
+                    id(v): self.access(v)
+                    for v in node.inputs
+                    if id(v) in self.plan.alias and id(v) not in found
+                }
+            )
         return found
 
     def emitter(self, extents: dict[str, int], accesses: dict[int, Access]) -> Emitter:
         """A fresh emitter for one innermost body."""
         return Emitter(
-            accesses, extents, batch_axis=self.batch_axis if self.lanes else {}, error_code=self.writer.error_code
+            accesses,
+            extents,
+            batch_axis=self.batch_axis if self.lanes else {},
+            error_code=self.writer.error_code,
         )
 
     def function(self, body: str, parameters: str) -> KernelText:

@@ -45,9 +45,13 @@ def cond_workspace(kernel: Kernel, target: Target) -> int:
 def _run(context: Context, plan: Plan, workspace: str) -> list[str]:
     """Statements that run a body's phases one task after the other."""
     phases = context.writer.phases(plan)
-    lines = [f"program body = {{(char *){workspace}, (char *){workspace} + {aligned(plan.arena_bytes)}, io, 0}};"]
+    lines = [
+        f"program body = {{(char *){workspace}, (char *){workspace} + {aligned(plan.arena_bytes)}, io, 0}};"
+    ]
     for phase, name in zip(plan.phases, phases, strict=True):
-        lines.append(f"for (int64_t part = 0; part < {phase.tasks} && !body.error; part++) {name}(&body, part, 0);")
+        lines.append(
+            f"for (int64_t part = 0; part < {phase.tasks} && !body.error; part++) {name}(&body, part, 0);"
+        )
     lines.append("if (body.error) { tw_fail(error, body.error); return; }")
     return lines
 
@@ -76,7 +80,9 @@ def emit_scan(context: Context) -> KernelText:
     offset = _memory(plan)
     table: list[str] = ["&index"]
     for number, type in enumerate(carried):
-        lines.append(f"char *now{number} = (char *){workspace} + {offset}, *next{number} = now{number} + {aligned(type.nbytes)};")
+        lines.append(
+            f"char *now{number} = (char *){workspace} + {offset}, *next{number} = now{number} + {aligned(type.nbytes)};"
+        )
         lines.append(f"__builtin_memcpy(now{number}, {inputs[number]}, {type.nbytes});")
         offset += 2 * aligned(type.nbytes)
         table.append(f"now{number}")
@@ -94,7 +100,9 @@ def emit_scan(context: Context) -> KernelText:
     lines.append(f"void *const io[] = {{{listed}}};")
     lines += _run(context, plan, workspace)
     for number in range(op.carries):
-        lines.append(f"char *swap{number} = now{number}; now{number} = next{number}; next{number} = swap{number};")
+        lines.append(
+            f"char *swap{number} = now{number}; now{number} = next{number}; next{number} = swap{number};"
+        )
     lines.append("}")
     for number, type in enumerate(carried):
         lines.append(f"__builtin_memcpy({outputs[number]}, now{number}, {type.nbytes});")

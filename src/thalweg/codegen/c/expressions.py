@@ -71,11 +71,17 @@ class Access:
         total = Index()
         for axis, (index, stride) in enumerate(zip(indices, self.strides, strict=True)):
             if axis == self.lane_axis:
-                if index.coefficient(LANE) != 1 or index.constant or any(c % 16 for a, c in index.terms if a != LANE):
+                if (
+                    index.coefficient(LANE) != 1
+                    or index.constant
+                    or any(c % 16 for a, c in index.terms if a != LANE)
+                ):
                     raise UnsupportedError(f"a batch block is read at {index.text()}")
-                total = total + Index(
-                    0, tuple((a, c // 16 * self.block_stride) for a, c in index.terms if a != LANE)
-                ) + Index(0, ((LANE, 1),))
+                total = (
+                    total
+                    + Index(0, tuple((a, c // 16 * self.block_stride) for a, c in index.terms if a != LANE))
+                    + Index(0, ((LANE, 1),))
+                )
             else:
                 total = total + index * stride
         return total
@@ -109,10 +115,14 @@ def literal(value: Any, dtype: DType) -> str:
     if dtype.is_floating:
         number = float(value)
         if math.isnan(number):
-            return "__builtin_nan(\"\")" if dtype.short == "f64" else "__builtin_nanf(\"\")"
+            return '__builtin_nan("")' if dtype.short == "f64" else '__builtin_nanf("")'
         if math.isinf(number):
-            return ("-" if number < 0 else "") + ("__builtin_inf()" if dtype.short == "f64" else "__builtin_inff()")
-        text = number.hex() if dtype.short == "f64" else struct.unpack("<f", struct.pack("<f", number))[0].hex()
+            return ("-" if number < 0 else "") + (
+                "__builtin_inf()" if dtype.short == "f64" else "__builtin_inff()"
+            )
+        text = (
+            number.hex() if dtype.short == "f64" else struct.unpack("<f", struct.pack("<f", number))[0].hex()
+        )
         return text if dtype.short == "f64" else text + "f"
     number = int(value)
     if dtype.short == "i64" and number == -(1 << 63):
@@ -135,7 +145,9 @@ class Emitter:
     signed: set[str] = field(default_factory=set)  # variables that may be -1: out of range
     splits: list[Index] = field(default_factory=list)  # indices that are used other than in an address
     functions: set[str] = field(default_factory=set)  # sections of the mathematics library that are used
-    given: dict[int, Expression] = field(default_factory=dict)  # values that lie in registers already (epilogues)
+    given: dict[int, Expression] = field(
+        default_factory=dict
+    )  # values that lie in registers already (epilogues)
     given_index: tuple[Index, ...] | None = None
     error_code: Callable[[Node], int] | None = None
     counter: int = 0
@@ -180,10 +192,14 @@ class Emitter:
         return self._load_at(access, address)
 
     def _load_slots(self, access: Access, address: Index) -> Expression:
-        parts = [self._load_at(access, address + constant(s * access.slot_stride)) for s in range(access.combine)]
+        parts = [
+            self._load_at(access, address + constant(s * access.slot_stride)) for s in range(access.combine)
+        ]
         while len(parts) > 1:  # a balanced tree, the same for every number of threads
             parts = [
-                self.declare(a.kind, f"add_{a.kind}({a.text}, {b[0].text})") if (b := parts[i + 1 : i + 2]) else a
+                self.declare(a.kind, f"add_{a.kind}({a.text}, {b[0].text})")
+                if (b := parts[i + 1 : i + 2])
+                else a
                 for i, a in list(enumerate(parts))[::2]
             ]
         return parts[0]
@@ -285,14 +301,21 @@ class Emitter:
                 return expression
             mask = self.mask(expression, int(kind[1:]))
             one, zero = literal(1, target), literal(0, target)
-            return self.declare(kind, f"select_{kind}({mask.text}, broadcast_{kind}({one}), broadcast_{kind}({zero}))")
+            return self.declare(
+                kind, f"select_{kind}({mask.text}, broadcast_{kind}({one}), broadcast_{kind}({zero}))"
+            )
         if target.is_bool:
-            return self.declare(f"m{expression.width}", f"not_equal_{expression.kind}({expression.text}, broadcast_{expression.kind}(0))")
+            return self.declare(
+                f"m{expression.width}",
+                f"not_equal_{expression.kind}({expression.text}, broadcast_{expression.kind}(0))",
+            )
         found = expression
         if found.kind != kind:
             found = self.declare(kind, f"convert_{found.kind}_to_{kind}({found.text})")
         if target.short in ("f16", "bf16") and source is not target:
-            found = self.declare("f32", f"convert_{target.short}_to_f32(convert_f32_to_{target.short}({found.text}))")
+            found = self.declare(
+                "f32", f"convert_{target.short}_to_f32(convert_f32_to_{target.short}({found.text}))"
+            )
         return found
 
     def elementwise(self, node: Node, inputs: Sequence[Expression]) -> Expression:
@@ -408,7 +431,10 @@ def _slice(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
     op: Any = node.op
     return e.pull(
         node.inputs[0],
-        tuple(index * step + constant(start) for index, step, start in zip(indices, op.steps, op.starts, strict=True)),
+        tuple(
+            index * step + constant(start)
+            for index, step, start in zip(indices, op.steps, op.starts, strict=True)
+        ),
     )
 
 
@@ -443,20 +469,28 @@ def bounded(
     clamped = list(indices)
     for axis, (index, extent) in enumerate(zip(indices, value.shape, strict=True)):
         low, high = index.range(e.extents)
-        if (low >= 0 and high < extent and not index.variables() & e.signed) or e.batch_axis.get(id(value)) == axis:
+        if (low >= 0 and high < extent and not index.variables() & e.signed) or e.batch_axis.get(
+            id(value)
+        ) == axis:
             continue
         e.splits.append(index)
         last = max(extent - 1, 0)
         if index.by_lane:
             lanes = e.declare("i64", e.vector_index(index)).text
             test = f"bitwise_and_i64(greater_equal_i64({lanes}, broadcast_i64(0)), less_i64({lanes}, broadcast_i64({extent})))"
-            clamped[axis] = e.lane_index(f"minimum_i64(maximum_i64({lanes}, broadcast_i64(0)), broadcast_i64({last}))", extent)
+            clamped[axis] = e.lane_index(
+                f"minimum_i64(maximum_i64({lanes}, broadcast_i64(0)), broadcast_i64({last}))", extent
+            )
         else:
             text = index.text()
             test = f"broadcast_i64(-(int64_t)({text} >= 0 && {text} < {extent}))"
             clamped[axis] = e.scalar_index(f"{text} < 0 ? 0 : {text} > {last} ? {last} : {text}", extent)
         found = e.declare("m64", test)
-        condition = found if condition is None else e.declare("m64", f"bitwise_and_i64({condition.text}, {found.text})")
+        condition = (
+            found
+            if condition is None
+            else e.declare("m64", f"bitwise_and_i64({condition.text}, {found.text})")
+        )
     return condition, tuple(clamped)
 
 
@@ -514,7 +548,9 @@ def _gather(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
     if e.partial is not None:
         valid = f"bitwise_or_i64({valid}, bitwise_invert_i64(first_lanes_i64({e.partial})))"
     e.lines.append(f"if (__builtin_expect(!all_i64({valid}), 0)) tw_fail(error, {e.code(node)});")
-    wrapped = f"add_i64({found}, bitwise_and_i64(less_i64({found}, broadcast_i64(0)), broadcast_i64({extent})))"
+    wrapped = (
+        f"add_i64({found}, bitwise_and_i64(less_i64({found}, broadcast_i64(0)), broadcast_i64({extent})))"
+    )
     safe = f"minimum_i64(maximum_i64({wrapped}, broadcast_i64(0)), broadcast_i64({max(extent - 1, 0)}))"
     by_lane = any(index.by_lane for index in at)
     position = e.lane_index(safe, extent) if by_lane else e.scalar_index(f"lane_i64({safe}, 0)", extent)
@@ -548,8 +584,8 @@ def _dynamic_update_slice(e: Emitter, node: Node, indices: tuple[Index, ...]) ->
     if update.size == 0:
         return e.pull(x, indices)
     condition, clamped = bounded(e, update, tuple(inner))
-    found = e.pull(update, clamped)
-    return found if condition is None else select(e, condition, found, e.pull(x, indices))
+    inside = e.pull(update, clamped)
+    return inside if condition is None else select(e, condition, inside, e.pull(x, indices))
 
 
 def _random_bits(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
@@ -589,15 +625,42 @@ def _rsqrt(e: Emitter, kind: str, x: list[str]) -> Expression:
 
 COMPARISONS = frozenset({"equal", "less", "less_equal"})
 SIMPLE = {
-    "add": "add", "subtract": "subtract", "multiply": "multiply", "divide": "divide", "maximum": "maximum",
-    "minimum": "minimum", "negative": "negative", "abs": "absolute", "floor": "floor", "ceil": "ceil", "round": "rint",
-    "sqrt": "sqrt", "bitwise_and": "bitwise_and", "bitwise_or": "bitwise_or", "bitwise_xor": "bitwise_xor",
-    "bitwise_invert": "bitwise_invert", "bitwise_left_shift": "left_shift", "bitwise_right_shift": "right_shift",
+    "add": "add",
+    "subtract": "subtract",
+    "multiply": "multiply",
+    "divide": "divide",
+    "maximum": "maximum",
+    "minimum": "minimum",
+    "negative": "negative",
+    "abs": "absolute",
+    "floor": "floor",
+    "ceil": "ceil",
+    "round": "rint",
+    "sqrt": "sqrt",
+    "bitwise_and": "bitwise_and",
+    "bitwise_or": "bitwise_or",
+    "bitwise_xor": "bitwise_xor",
+    "bitwise_invert": "bitwise_invert",
+    "bitwise_left_shift": "left_shift",
+    "bitwise_right_shift": "right_shift",
 }
-INTEGER_ONLY = {"floor_divide": "floor_divide", "remainder": "remainder"}  # floating point: from the mathematics library
+INTEGER_ONLY = {
+    "floor_divide": "floor_divide",
+    "remainder": "remainder",
+}  # floating point: from the mathematics library
 FORMULAS: dict[str, Callable[[Emitter, str, list[str]], Expression]] = {"sign": _sign, "rsqrt": _rsqrt}
 MOVES: dict[str, Callable[[Emitter, Node, tuple[Index, ...]], Expression]] = {
-    "reshape": _reshape, "transpose": _transpose, "broadcast": _broadcast, "slice": _slice, "flip": _flip,
-    "constant": _constant, "iota": _iota, "pad": _pad, "concat": _concat, "gather": _gather,
-    "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update_slice, "random_bits": _random_bits,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "broadcast": _broadcast,
+    "slice": _slice,
+    "flip": _flip,
+    "constant": _constant,
+    "iota": _iota,
+    "pad": _pad,
+    "concat": _concat,
+    "gather": _gather,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "random_bits": _random_bits,
 }

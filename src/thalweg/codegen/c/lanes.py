@@ -78,15 +78,21 @@ def emit_pack(context: Context) -> KernelText:
     row_stride = inner
     address = f"o * {value.shape[axis] * inner} + (b * {LANES} + l) * {row_stride} + i"
     lane_address = f"b * {rest * LANES} + (o * {inner} + i) * {LANES} + l"
-    lines = [UNUSED, f"{BLOCKS} {{", f"const int n = count - b * {LANES} < {LANES} ? (int)(count - b * {LANES}) : {LANES};"]
+    lines = [
+        UNUSED,
+        f"{BLOCKS} {{",
+        f"const int n = count - b * {LANES} < {LANES} ? (int)(count - b * {LANES}) : {LANES};",
+    ]
     lines.append(f"for (int64_t o = 0; o < {outer}; o++) {{")
     start = 0
     if value.dtype.short == "f32" and inner >= LANES:
         start = inner // LANES * LANES
-        lines.append(f"if (n == {LANES}) for (int64_t i = 0; i < {start}; i += {LANES}) {{ f32x16 t[{LANES}];")
+        lines.append(
+            f"if (n == {LANES}) for (int64_t i = 0; i < {start}; i += {LANES}) {{ f32x16 t[{LANES}];"
+        )
         first = f"{row} + o * {value.shape[axis] * inner} + b * {LANES * row_stride} + i"
         block = f"{lane} + b * {rest * LANES} + (o * {inner} + i) * {LANES}"
-        near, far = (block, LANES) , (first, row_stride)
+        near, far = (block, LANES), (first, row_stride)
         (load_from, load_step), (store_to, store_step) = (near, far) if unpack else (far, near)
         lines.append(f"for (int l = 0; l < {LANES}; l++) t[l] = load_f32({load_from} + l * {load_step});")
         lines.append("transpose_f32(t);")
@@ -145,7 +151,10 @@ class Geometry:
     def clear(self, first: int, last: int) -> bool:
         """Do all taps of output positions first to last (last axis) lie inside the source?"""
         low, stride = self.low[-1], self.strides[-1]
-        return first * stride >= low and last * stride + (self.kernel[-1] - 1) * self.dilation[-1] - low < self.source[-1]
+        return (
+            first * stride >= low
+            and last * stride + (self.kernel[-1] - 1) * self.dilation[-1] - low < self.source[-1]
+        )
 
 
 def geometry(kernel: Kernel) -> Geometry:
@@ -162,14 +171,32 @@ def geometry(kernel: Kernel) -> Geometry:
         bordered = tuple((o - 1) * s + r + 1 for o, s, r in zip(out, op.strides, reach, strict=True))
         filters = (w.shape[1] if op.name == "convolution_weight_gradient" else w.shape[0]) // op.groups
         return Geometry(
-            x.shape[1] // op.groups, filters, op.groups, x.shape[2:], low, bordered, (1,) * len(out), out, taps,
-            op.strides, op.dilation,
+            x.shape[1] // op.groups,
+            filters,
+            op.groups,
+            x.shape[2:],
+            low,
+            bordered,
+            (1,) * len(out),
+            out,
+            taps,
+            op.strides,
+            op.dilation,
         )
     low = tuple(r - p[0] for r, p in zip(reach, op.padding, strict=True))
     bordered = tuple(o + r for o, r in zip(op.spatial, reach, strict=True))
     return Geometry(
-        x.shape[1] // op.groups, w.shape[1], op.groups, x.shape[2:], low, bordered, op.strides, tuple(op.spatial), taps,
-        (1,) * len(taps), op.dilation,
+        x.shape[1] // op.groups,
+        w.shape[1],
+        op.groups,
+        x.shape[2:],
+        low,
+        bordered,
+        op.strides,
+        tuple(op.spatial),
+        taps,
+        (1,) * len(taps),
+        op.dilation,
     )
 
 
@@ -191,7 +218,9 @@ def _border_copy(shape: Geometry, source: str, target: str, element: str) -> lis
     names = [f"s{a}" for a in range(rank)]
     lines.append(f"for (int64_t c = 0; c < {shape.channels * shape.groups}; c++)")
     conditions: list[str] = []
-    for name, extent, low, size, spread in zip(names, shape.source, shape.low, shape.bordered, shape.spread, strict=True):
+    for name, extent, low, size, spread in zip(
+        names, shape.source, shape.low, shape.bordered, shape.spread, strict=True
+    ):
         lines.append(f"for (int64_t {name} = 0; {name} < {extent}; {name}++)")
         if low < 0 or low + (extent - 1) * spread >= size:
             conditions.append(f"{name} * {spread} + {low} >= 0 && {name} * {spread} + {low} < {size}")
@@ -199,10 +228,14 @@ def _border_copy(shape: Geometry, source: str, target: str, element: str) -> lis
         lines.append(f"if ({' && '.join(conditions)})")
     at = "c"
     to = "c"
-    for name, extent, low, size, spread in zip(names, shape.source, shape.low, shape.bordered, shape.spread, strict=True):
+    for name, extent, low, size, spread in zip(
+        names, shape.source, shape.low, shape.bordered, shape.spread, strict=True
+    ):
         at = f"({at}) * {extent} + {name}"
         to = f"({to}) * {size} + {name} * {spread} + {low}"
-    lines.append(f"store_{element}({target} + ({to}) * {LANES}, load_{element}({source} + ({at}) * {LANES}));")
+    lines.append(
+        f"store_{element}({target} + ({to}) * {LANES}, load_{element}({source} + ({at}) * {LANES}));"
+    )
     return lines
 
 
@@ -238,7 +271,16 @@ def emit_convolution(context: Context) -> KernelText:
             for inner, first, width in _pixel_tiles(shape, columns):
                 lines.append(inner)
                 lines += _convolution_tile(shape, group, height, width, first, element, weight, w, backward)
-                lines += _tile_epilogue(context, accesses, outputs, anchor.outputs[0], group * shape.filters, spatial, height, width)
+                lines += _tile_epilogue(
+                    context,
+                    accesses,
+                    outputs,
+                    anchor.outputs[0],
+                    group * shape.filters,
+                    spatial,
+                    height,
+                    width,
+                )
                 lines.append("}")
             lines.append("}" * (len(spatial) + 1))
     lines.append("}")
@@ -278,7 +320,9 @@ def _convolution_tile(
     """Accumulators a<filter>_<pixel> of one tile, summed over channels and the taps that lie inside the source."""
     rank = len(shape.out)
     lines = [
-        " ".join(f"{element}x16 a{r}_{j} = broadcast_{element}(0);" for r in range(height) for j in range(width)),
+        " ".join(
+            f"{element}x16 a{r}_{j} = broadcast_{element}(0);" for r in range(height) for j in range(width)
+        ),
         f"for (int64_t c = 0; c < {shape.channels}; c++) {{",
     ]
     position = f"{group * shape.channels} + c"
@@ -303,10 +347,14 @@ def _convolution_tile(
     tap = f"({tap}) * {shape.kernel[-1]}"
     per_filter = w.shape[1] * size
     if backward:
-        lines.append(f"const {element} *const f = {weight} + ({group * shape.channels} + c) * {per_filter} + k * {size} + {tap};")
+        lines.append(
+            f"const {element} *const f = {weight} + ({group * shape.channels} + c) * {per_filter} + k * {size} + {tap};"
+        )
         filter_step = size
     else:
-        lines.append(f"const {element} *const f = {weight} + ({group * shape.filters} + k) * {per_filter} + c * {size} + {tap};")
+        lines.append(
+            f"const {element} *const f = {weight} + ({group * shape.filters} + k) * {per_filter} + c * {size} + {tap};"
+        )
         filter_step = per_filter
     last = shape.kernel[-1]
     for t in range(last):
@@ -343,10 +391,12 @@ def _tile_epilogue(
 ) -> list[str]:
     """Bias, activation, ... and the stores, on the accumulators of one tile."""
     lines = [f"const int n = count - b * {LANES} < {LANES} ? (int)(count - b * {LANES}) : {LANES}; (void)n;"]
-    extents = {name: e for name, e in zip(spatial, result.shape[2:], strict=False)}
+    extents = dict(zip(spatial, result.shape[2:], strict=False))
     for r in range(height):
         for j in range(width):
-            emitter = context.emitter({**extents, "k": 1 << 30, "p": 1 << 30, "b": 1 << 40, LANE: LANES}, accesses)
+            emitter = context.emitter(
+                {**extents, "k": 1 << 30, "p": 1 << 30, "b": 1 << 40, LANE: LANES}, accesses
+            )
             emitter.partial = "n"
             emitter.given[id(result)] = Expression(f"a{r}_{j}", register(result.dtype))
             indices = (
@@ -383,7 +433,9 @@ def emit_convolution_weight_gradient(context: Context) -> KernelText:
     if shape.is_bordered:
         lines.append(f"{element} *const input = ({element} *){_workspace(context)};")
         lines.append("for (int64_t b = 0; b < vectors; b++) {")
-        lines.append(f"const {element} *const from = {source} + b * {all_channels * math.prod(shape.source) * LANES};")
+        lines.append(
+            f"const {element} *const from = {source} + b * {all_channels * math.prod(shape.source) * LANES};"
+        )
         lines.append(f"{element} *const border = input + b * {shape.bordered_elements * LANES};")
         lines += [*_border_copy(shape, "from", "border", element), "}"]
     else:
@@ -404,8 +456,14 @@ def emit_convolution_weight_gradient(context: Context) -> KernelText:
             at = "c"
             for a in range(rank - 1):
                 at = f"({at}) * {shape.kernel[a]} + t{a}"
-            base = f"(group * {shape.filters} + k) * {shape.channels * taps} + (({at}) * {shape.kernel[-1]} + t)"
-            lines += sum_lanes(element, [f"a{r}_{j}" for r, j in names], [f"{slot}[{base} + {r * shape.channels * taps + j}]" for r, j in names])
+            base = (
+                f"(group * {shape.filters} + k) * {shape.channels * taps} + (({at}) * {shape.kernel[-1]} + t)"
+            )
+            lines += sum_lanes(
+                element,
+                [f"a{r}_{j}" for r, j in names],
+                [f"{slot}[{base} + {r * shape.channels * taps + j}]" for r, j in names],
+            )
             lines.append("}")
         lines.append("}")
     lines.append("}")
@@ -413,10 +471,21 @@ def emit_convolution_weight_gradient(context: Context) -> KernelText:
 
 
 def _weight_tile(
-    shape: Geometry, height: int, width: int, element: str, cotangent: str, pixels: int, all_filters: int, all_channels: int
+    shape: Geometry,
+    height: int,
+    width: int,
+    element: str,
+    cotangent: str,
+    pixels: int,
+    all_filters: int,
+    all_channels: int,
 ) -> list[str]:
     rank = len(shape.out)
-    lines = [" ".join(f"{element}x16 a{r}_{j} = broadcast_{element}(0);" for r in range(height) for j in range(width))]
+    lines = [
+        " ".join(
+            f"{element}x16 a{r}_{j} = broadcast_{element}(0);" for r in range(height) for j in range(width)
+        )
+    ]
     lines.append("for (int64_t b = 0; b < vectors; b++)")
     names = [f"o{a}" for a in range(rank - 1)]
     for name, extent in zip(names, shape.out, strict=False):
@@ -432,7 +501,9 @@ def _weight_tile(
     lines.append(
         f"const {element} *g = {cotangent} + ((b * {all_filters} + group * {shape.filters} + k) * {pixels} + {row} * {shape.out[-1]}) * {LANES};"
     )
-    lines.append(f"for (int64_t p = 0; p < {shape.out[-1]}; p++, s += {shape.strides[-1] * LANES}, g += {LANES}) {{")
+    lines.append(
+        f"for (int64_t p = 0; p < {shape.out[-1]}; p++, s += {shape.strides[-1] * LANES}, g += {LANES}) {{"
+    )
     for j in range(width):
         lines.append(f"const {element}x16 x{j} = load_{element}(s + {j * shape.dilation[-1] * LANES});")
     for r in range(height):
@@ -449,7 +520,9 @@ def sum_lanes(element: str, names: Sequence[str], targets: Sequence[str]) -> lis
         chosen, slots = names[start : start + LANES], targets[start : start + LANES]
         if element == "f32" and len(chosen) > 4:
             filled = [*chosen, *["broadcast_f32(0)"] * (LANES - len(chosen))]
-            lines.append(f"{{ f32x16 rows[{LANES}] = {{{', '.join(filled)}}}; f32_lanes sums = {{sum_rows_f32(rows)}};")
+            lines.append(
+                f"{{ f32x16 rows[{LANES}] = {{{', '.join(filled)}}}; f32_lanes sums = {{sum_rows_f32(rows)}};"
+            )
             lines += [f"{t} = first ? sums.lane[{i}] : {t} + sums.lane[{i}];" for i, t in enumerate(slots)]
             lines.append("}")
         else:
@@ -494,7 +567,9 @@ def emit_matmul(context: Context) -> KernelText:
     if partial:
         for operand in (a, b):
             context.written.add(id(context.buffer(operand)))
-            lines.append(clear_tail(accesses[id(operand)].pointer, operand.size // operand.shape[batch[id(operand)]]))
+            lines.append(
+                clear_tail(accesses[id(operand)].pointer, operand.size // operand.shape[batch[id(operand)]])
+            )
     lines.append(f"{BLOCKS} {{" if not partial else "{")
     names: list[Index] = []
     opened = 1
@@ -530,7 +605,14 @@ def emit_matmul(context: Context) -> KernelText:
 
 
 def _product_tile(
-    context: Context, accesses: dict[int, Any], names: list[Index], where: int | None, k: int, r: int, c: int, element: str
+    context: Context,
+    accesses: dict[int, Any],
+    names: list[Index],
+    where: int | None,
+    k: int,
+    r: int,
+    c: int,
+    element: str,
 ) -> list[str]:
     """Accumulators a<row>_<column> summed over k (and, in a partial product, over the vectors of the block)."""
     anchor = context.kernel.anchor
@@ -540,7 +622,11 @@ def _product_tile(
     sample = variable("b", LANES) + variable(LANE)
     lines = [" ".join(f"{element}x16 a{p}_{q} = broadcast_{element}(0);" for p in range(r) for q in range(c))]
     summed = sample if partial else variable("k")
-    header = f"for (int64_t b = 0; b * {LANES} < count; b++) {{" if partial else f"for (int64_t k = 0; k < {k}; k++) {{"
+    header = (
+        f"for (int64_t b = 0; b * {LANES} < count; b++) {{"
+        if partial
+        else f"for (int64_t k = 0; k < {k}; k++) {{"
+    )
     lines.append(header)
     row = [sample] if where == len(names) else [variable("i") + constant(p) for p in range(r)]
     column = [sample] if where == len(names) + 1 else [variable("j") + constant(q) for q in range(c)]
@@ -563,13 +649,21 @@ def _product_tile(
         lines.append(f"const {element}x16 y{q} = {load(anchor.inputs[1], position, op.transpose_b, False)};")
     for p, position in enumerate(row):
         products = " ".join(f"a{p}_{q} = fma_{element}(x, y{q}, a{p}_{q});" for q in range(len(column)))
-        lines.append(f"{{ const {element}x16 x = {load(anchor.inputs[0], position, op.transpose_a, True)}; {products} }}")
+        lines.append(
+            f"{{ const {element}x16 x = {load(anchor.inputs[0], position, op.transpose_a, True)}; {products} }}"
+        )
     lines.append("}")
     return lines
 
 
 def _product_epilogue(
-    context: Context, accesses: dict[int, Any], outputs: Sequence[tuple[Value, Any]], names: list[Index], where: int | None, r: int, c: int
+    context: Context,
+    accesses: dict[int, Any],
+    outputs: Sequence[tuple[Value, Any]],
+    names: list[Index],
+    where: int | None,
+    r: int,
+    c: int,
 ) -> list[str]:
     anchor = context.kernel.anchor
     assert anchor is not None
@@ -609,7 +703,11 @@ def emit_unpool(context: Context) -> KernelText:
     planes = result.shape[1]
     spatial, pooled = result.shape[2:], g.shape[2:]
     rest, pooled_rest = math.prod(spatial), math.prod(pooled)
-    lines = [UNUSED, f"{BLOCKS} {{", f"{memory(result.dtype)} *const to = {target.pointer} + b * {planes * rest * LANES};"]
+    lines = [
+        UNUSED,
+        f"{BLOCKS} {{",
+        f"{memory(result.dtype)} *const to = {target.pointer} + b * {planes * rest * LANES};",
+    ]
     overlap = any(k > s or d > 1 for k, s, d in zip(op.kernel, op.strides, op.dilation, strict=True))
     covered = not overlap and all(
         k == s and o * s == e and p == (0, 0)
@@ -628,7 +726,9 @@ def emit_unpool(context: Context) -> KernelText:
     lines.append(f"const {kind}x16 g = load_{short}({accesses[id(g)].pointer} + ({at}) * {LANES});")
     chosen = op.name == "max_unpool"
     if chosen:
-        lines.append(f"const i32x16 place = load_i32({accesses[id(anchor.inputs[1])].pointer} + ({at}) * {LANES});")
+        lines.append(
+            f"const i32x16 place = load_i32({accesses[id(anchor.inputs[1])].pointer} + ({at}) * {LANES});"
+        )
     for number, tap in enumerate(_positions(op.kernel)):
         conditions: list[str] = []
         to = "c"

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from thalweg.codegen.c.bindings import LANE_PARAMETERS, TILE_PARAMETERS, Context, KernelText
-from thalweg.codegen.c.expressions import Access, Emitter, Expression, bounded, literal, number, register, select
+from thalweg.codegen.c.expressions import (
+    Access,
+    Emitter,
+    Expression,
+    bounded,
+    literal,
+    number,
+    register,
+    select,
+)
 from thalweg.codegen.loops import LANE, Index, constant, divide, variable
-from thalweg.graph import Node, Value
+from thalweg.graph import Value
 from thalweg.plan import LANES
 from thalweg.types import int64
 
@@ -51,7 +61,9 @@ class Nest:
     batch_root: int | None = None  # the root's batch axis (lane mode, "map")
     batch_reduced: int | None = None  # the reduced batch axis (lane mode, "partial")
     axes: list[Axis] = field(default_factory=list)
-    joins: list[tuple[str, str, str, int]] = field(default_factory=list)  # (joined, outer, inner, extent of inner)
+    joins: list[tuple[str, str, str, int]] = field(
+        default_factory=list
+    )  # (joined, outer, inner, extent of inner)
 
     def emit(self) -> KernelText:
         context = self.context
@@ -72,10 +84,14 @@ class Nest:
 
     def _make_axes(self) -> None:
         self.axes = [
-            Axis(f"i{a}", extent) for a, extent in enumerate(self.shape) if extent != 1 and a != self.batch_root
+            Axis(f"i{a}", extent)
+            for a, extent in enumerate(self.shape)
+            if extent != 1 and a != self.batch_root
         ]
         self.axes += [
-            Axis(f"r{a}", extent, True) for a, extent in enumerate(self.reduced) if extent != 1 and a != self.batch_reduced
+            Axis(f"r{a}", extent, True)
+            for a, extent in enumerate(self.reduced)
+            if extent != 1 and a != self.batch_reduced
         ]
         self.extents = {axis.name: axis.extent for axis in self.axes}
         self.extents.update({LANE: LANES, "b": 1 << 40})
@@ -86,8 +102,12 @@ class Nest:
 
     def indices(self, vector: Axis | None) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
         """Root and reduced indices."""
-        kept = tuple(self._resolve(f"i{a}", e, a == self.batch_root, vector) for a, e in enumerate(self.shape))
-        reduced = tuple(self._resolve(f"r{a}", e, a == self.batch_reduced, vector) for a, e in enumerate(self.reduced))
+        kept = tuple(
+            self._resolve(f"i{a}", e, a == self.batch_root, vector) for a, e in enumerate(self.shape)
+        )
+        reduced = tuple(
+            self._resolve(f"r{a}", e, a == self.batch_reduced, vector) for a, e in enumerate(self.reduced)
+        )
         return kept, reduced
 
     def _resolve(self, name: str, extent: int, batch: bool, vector: Axis | None) -> Index:
@@ -151,7 +171,7 @@ class Nest:
             changed = False
             for kind in (False, True):
                 names = [axis for axis in self.axes if axis.reduced is kind]
-                for outer, inner in zip(names, names[1:], strict=False):
+                for outer, inner in pairwise(names):
                     if self._runs_on(emitter, outer, inner):
                         joined = Axis(f"{outer.name}_{inner.name}", outer.extent * inner.extent, kind)
                         self.joins.append((joined.name, outer.name, inner.name, inner.extent))
@@ -163,7 +183,9 @@ class Nest:
                         break
 
     def _runs_on(self, emitter: Emitter, outer: Axis, inner: Axis) -> bool:
-        if 0 in (outer.extent, inner.extent) or any({outer.name, inner.name} & index.variables() for index in emitter.splits):
+        if 0 in (outer.extent, inner.extent) or any(
+            {outer.name, inner.name} & index.variables() for index in emitter.splits
+        ):
             return False
         position = self.reduction.position if self.reduction is not None else None
         if position is not None and outer.reduced:
@@ -247,7 +269,9 @@ class Nest:
         opened = 0
         if self.batch_root is not None:
             lines.append(f"for (int64_t b = 0; b * {LANES} < count; b++) {{")
-            lines.append(f"const int n = count - b * {LANES} < {LANES} ? (int)(count - b * {LANES}) : {LANES}; (void)n;")
+            lines.append(
+                f"const int n = count - b * {LANES} < {LANES} ? (int)(count - b * {LANES}) : {LANES}; (void)n;"
+            )
             opened += 1
         for axis in kept:
             lines.append(f"for (int64_t {axis.name} = 0; {axis.name} < {axis.extent}; {axis.name}++) {{")
@@ -283,7 +307,9 @@ class Nest:
         opened = 0
         if self.batch_reduced is not None:
             lines.append(f"for (int64_t b = 0; b * {LANES} < count; b++) {{")
-            lines.append(f"const int n = count - b * {LANES} < {LANES} ? (int)(count - b * {LANES}) : {LANES};")
+            lines.append(
+                f"const int n = count - b * {LANES} < {LANES} ? (int)(count - b * {LANES}) : {LANES};"
+            )
             opened += 1
         for axis in loops:
             lines.append(f"for (int64_t {axis.name} = 0; {axis.name} < {axis.extent}; {axis.name}++) {{")
@@ -291,7 +317,9 @@ class Nest:
         if vector is not None and vector.reduced:
             whole, rest = vector.extent // LANES * LANES, vector.extent % LANES
             if whole:
-                lines.append(f"for (int64_t {vector.name} = 0; {vector.name} < {whole}; {vector.name} += {LANES}) {{")
+                lines.append(
+                    f"for (int64_t {vector.name} = 0; {vector.name} < {whole}; {vector.name} += {LANES}) {{"
+                )
                 lines += self._accumulate(accumulator, vector, None, None)
                 lines.append("}")
             if rest:
@@ -299,7 +327,9 @@ class Nest:
                 lines += self._accumulate(accumulator, vector, str(rest), str(rest))
                 lines.append("}")
         else:
-            lines += self._accumulate(accumulator, vector, partial, "n" if self.batch_reduced is not None else None)
+            lines += self._accumulate(
+                accumulator, vector, partial, "n" if self.batch_reduced is not None else None
+            )
         lines.append("}" * opened)
         return [*lines, *self._finish(accumulator, vector, partial, horizontal)]
 
@@ -317,10 +347,12 @@ class Nest:
             kind = register(value.dtype)
             emitter.given[id(value)] = Expression(name, kind)
         if self.context.kernel.role == "partial":
-            (root, access), = self.outputs
+            ((_, access),) = self.outputs
             address = access.address(kept).text()
             element = accumulator.scalar
-            lines.append(f"{access.pointer}[{address}] = first ? {element} : {access.pointer}[{address}] + {element};")
+            lines.append(
+                f"{access.pointer}[{address}] = first ? {element} : {access.pointer}[{address}] + {element};"
+            )
             return lines
         self._store_roots(emitter, kept)
         self.context.functions |= emitter.functions
@@ -333,21 +365,30 @@ class Nest:
                 count *= -(-axis.extent // LANES) if axis is vector else axis.extent
         return count * (4 if self.batch_reduced is not None else 1)
 
-    def _accumulate(self, accumulator: Accumulator, vector: Axis | None, partial: str | None, valid: str | None) -> list[str]:
+    def _accumulate(
+        self, accumulator: Accumulator, vector: Axis | None, partial: str | None, valid: str | None
+    ) -> list[str]:
         assert self.reduction is not None
         kept, reduced = self.indices(vector)
         emitter = self._emitter(vector, "n" if self.batch_reduced is not None else partial)
         element, inside = self.reduction.element(emitter, kept, reduced)
         if valid is not None:
             lanes = emitter.declare(f"m{element.width}", f"first_lanes_i{element.width}({valid})")
-            inside = lanes if inside is None else emitter.declare(
-                lanes.kind, f"bitwise_and_i{lanes.width}({lanes.text}, {emitter.mask(inside, lanes.width).text})"
+            inside = (
+                lanes
+                if inside is None
+                else emitter.declare(
+                    lanes.kind,
+                    f"bitwise_and_i{lanes.width}({lanes.text}, {emitter.mask(inside, lanes.width).text})",
+                )
             )
         position: Expression | None = None
         if self.reduction.position is not None:
             place = self.reduction.position(reduced)
-            lanes = f"convert_i64_to_i32({emitter.vector_index(place)})" if place.by_lane else f"broadcast_i32((i32)({place.text()}))"
-            position = emitter.declare("i32", lanes)
+            text = f"broadcast_i32((i32)({place.text()}))"
+            if place.by_lane:
+                text = f"convert_i64_to_i32({emitter.vector_index(place)})"
+            position = emitter.declare("i32", text)
         accumulator.add(emitter, element, inside, position)
         self.context.functions |= emitter.functions
         return emitter.lines
@@ -362,7 +403,9 @@ def store(emitter: Emitter, access: Access, indices: tuple[Index, ...], expressi
     emitter.addresses.append(address)
     if expression.is_mask:
         expression = emitter.mask(expression, 8)
-    emitter.lines.append(f"store_partial_{access.type.dtype.short}({access.pointer} + {address.text()}, {expression.text}, 1);")
+    emitter.lines.append(
+        f"store_partial_{access.type.dtype.short}({access.pointer} + {address.text()}, {expression.text}, 1);"
+    )
 
 
 class Accumulator:
@@ -400,13 +443,17 @@ class Accumulator:
 
     def open(self) -> list[str]:
         kind = self.kind
-        lines = [f"{kind}x16 sum{level} = broadcast_{kind}({self.identity()});" for level in range(self.levels)]
+        lines = [
+            f"{kind}x16 sum{level} = broadcast_{kind}({self.identity()});" for level in range(self.levels)
+        ]
         lines += [f"int64_t added{level} = 0;" for level in range(self.levels - 1)]
         if self.positioned:
             lines.append("i32x16 place = broadcast_i32(-1);")
         return lines
 
-    def add(self, e: Emitter, element: Expression, inside: Expression | None, position: Expression | None) -> None:
+    def add(
+        self, e: Emitter, element: Expression, inside: Expression | None, position: Expression | None
+    ) -> None:
         """Statements that take one more vector of elements."""
         kind, text = self.kind, element.text
         if element.is_mask:
@@ -420,7 +467,11 @@ class Accumulator:
         if inside is not None:
             mask = e.mask(inside, int(kind[1:]))
             text = f"select_{kind}({mask.text}, {text}, broadcast_{kind}({self.identity()}))"
-        function = {"maximum": "bitwise_or", "minimum": "bitwise_and"}.get(self.reduction.combine, "") if element.is_mask else ""
+        function = (
+            {"maximum": "bitwise_or", "minimum": "bitwise_and"}.get(self.reduction.combine, "")
+            if element.is_mask
+            else ""
+        )
         function = function or self.reduction.combine
         e.lines.append(f"sum0 = {function}_{kind}(sum0, {text});")
         if self.levels > 1:
@@ -443,7 +494,9 @@ class Accumulator:
         unset = e.mask(e.declare("m32", "less_i32(place, broadcast_i32(0))"), width)
         chosen = e.declare(f"m{width}", f"bitwise_or_i{width}({chosen.text}, {unset.text})")
         if inside is not None:
-            chosen = e.declare(f"m{width}", f"bitwise_and_i{width}({chosen.text}, {e.mask(inside, width).text})")
+            chosen = e.declare(
+                f"m{width}", f"bitwise_and_i{width}({chosen.text}, {e.mask(inside, width).text})"
+            )
         e.lines.append(f"sum0 = select_{kind}({chosen.text}, {text}, sum0);")
         e.lines.append(f"place = select_i32({e.mask(chosen, 32).text}, {position.text}, place);")
 
@@ -457,7 +510,9 @@ class Accumulator:
             lines += self._horizontal_place()
             self.results = ["sum0"]
         else:
-            name = {"add": "sum", "multiply": "product", "maximum": "max", "minimum": "min"}[self.reduction.combine]
+            name = {"add": "sum", "multiply": "product", "maximum": "max", "minimum": "min"}[
+                self.reduction.combine
+            ]
             self.scalar = "element"
             if self.reduction.value.dtype.is_bool:
                 bits = "any_i8(sum0)" if name == "max" else "all_i8(sum0)"
@@ -481,7 +536,11 @@ class Accumulator:
         kind = self.kind
         sign = "<" if self.reduction.combine == "argmin" else ">"
         nan = " || (x != x && best == best)" if self.reduction.value.dtype.is_floating else ""
-        same = "(x == best || (x != x && best != best))" if self.reduction.value.dtype.is_floating else "x == best"
+        same = (
+            "(x == best || (x != x && best != best))"
+            if self.reduction.value.dtype.is_floating
+            else "x == best"
+        )
         return [
             f"{{ {kind}_lanes values = {{sum0}}; i32_lanes places = {{place}}; {kind} best = values.lane[0]; i32 at = places.lane[0];",
             f"for (int l = 1; l < 16; l++) {{ const {kind} x = values.lane[l]; const i32 p = places.lane[l];",
@@ -492,13 +551,22 @@ class Accumulator:
 
 # ---- which nest a kernel is -----------------------------------------------------------------------------------------
 
-COMBINE = {"sum": "add", "prod": "multiply", "max": "maximum", "min": "minimum", "argmax": "argmax", "argmin": "argmin"}
+COMBINE = {
+    "sum": "add",
+    "prod": "multiply",
+    "max": "maximum",
+    "min": "minimum",
+    "argmax": "argmax",
+    "argmin": "argmin",
+}
 
 
 def emit_loops(context: Context) -> KernelText:
     """An elementwise or movement kernel, or one that combines slots."""
     root = context.kernel.roots[0]
-    return Nest(context, root.shape, batch_root=context.batch_axis.get(id(root)) if context.lanes else None).emit()
+    return Nest(
+        context, root.shape, batch_root=context.batch_axis.get(id(root)) if context.lanes else None
+    ).emit()
 
 
 def emit_reduction(context: Context) -> KernelText:
@@ -511,7 +579,9 @@ def emit_reduction(context: Context) -> KernelText:
     kept_axes = [a for a in range(x.ndim) if a not in listed]
     reduced_shape = tuple(x.shape[a] for a in listed)
 
-    def element(e: Emitter, kept: tuple[Index, ...], reduced: tuple[Index, ...]) -> tuple[Expression, Expression | None]:
+    def element(
+        e: Emitter, kept: tuple[Index, ...], reduced: tuple[Index, ...]
+    ) -> tuple[Expression, Expression | None]:
         inner: list[Index] = [Index()] * x.ndim
         for axis, index in zip(kept_axes, kept, strict=True):
             inner[axis] = index
@@ -561,7 +631,9 @@ def emit_window(context: Context) -> KernelText:
         ]
         return (*kept[:2], *spatial)
 
-    def element(e: Emitter, kept: tuple[Index, ...], reduced: tuple[Index, ...]) -> tuple[Expression, Expression | None]:
+    def element(
+        e: Emitter, kept: tuple[Index, ...], reduced: tuple[Index, ...]
+    ) -> tuple[Expression, Expression | None]:
         condition, clamped = bounded(e, x, inside(kept, reduced))
         found = e.pull(x, clamped)
         if name == "max_pool_gather":
@@ -595,14 +667,18 @@ def emit_unwindow(context: Context) -> KernelText:
     op: Any = anchor.op
     g, result = anchor.inputs[0], anchor.outputs[0]
 
-    def element(e: Emitter, kept: tuple[Index, ...], taps: tuple[Index, ...]) -> tuple[Expression, Expression | None]:
+    def element(
+        e: Emitter, kept: tuple[Index, ...], taps: tuple[Index, ...]
+    ) -> tuple[Expression, Expression | None]:
         places = (*kept[:2], *_windows(e, op, kept[2:], taps))
         condition, clamped = bounded(e, g, places)
         found = e.pull(g, clamped)
         if op.name == "max_unpool":
             place = e.pull(anchor.inputs[1], clamped)
             tap = e.convert(e.as_integer(_row_position(taps, op.kernel)), int64, anchor.inputs[1].dtype)
-            found = select(e, e.declare("m32", f"equal_i32({place.text}, {tap.text})"), found, number(e, 0, g.dtype))
+            found = select(
+                e, e.declare("m32", f"equal_i32({place.text}, {tap.text})"), found, number(e, 0, g.dtype)
+            )
         return found, condition
 
     return Nest(context, result.shape, tuple(op.kernel), Reduction(element, "add", result)).emit()
@@ -627,7 +703,9 @@ def emit_contraction(context: Context) -> KernelText:
     element = _CONTRACTIONS[op.name]
     reduced, places = element(op, a, b, result)
 
-    def product(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[Expression, Expression | None]:
+    def product(
+        e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]
+    ) -> tuple[Expression, Expression | None]:
         first, second = places(e, kept, inner)
         conditions: list[Expression | None] = []
         factors: list[Expression] = []
@@ -645,13 +723,17 @@ def emit_contraction(context: Context) -> KernelText:
     return Nest(context, result.shape, reduced, Reduction(product, "add", result)).emit()
 
 
-Places = Callable[[Emitter, tuple[Index, ...], tuple[Index, ...]], tuple[tuple[Index, ...], tuple[Index, ...]]]
+Places = Callable[
+    [Emitter, tuple[Index, ...], tuple[Index, ...]], tuple[tuple[Index, ...], tuple[Index, ...]]
+]
 
 
 def _matmul(op: Any, a: Value, b: Value, result: Value) -> tuple[tuple[int, ...], Places]:
     k = a.shape[-2] if op.transpose_a else a.shape[-1]
 
-    def places(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+    def places(
+        e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]
+    ) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
         *lead, m, n = kept
         first = (inner[0], m) if op.transpose_a else (m, inner[0])
         second = (n, inner[0]) if op.transpose_b else (inner[0], n)
@@ -662,14 +744,17 @@ def _matmul(op: Any, a: Value, b: Value, result: Value) -> tuple[tuple[int, ...]
 
 def _taps(op: Any, position: tuple[Index, ...], taps: tuple[Index, ...]) -> tuple[Index, ...]:
     return tuple(
-        o * s + t * d - constant(low) for o, t, s, d, (low, _) in zip(position, taps, op.strides, op.dilation, op.padding, strict=True)
+        o * s + t * d - constant(low)
+        for o, t, s, d, (low, _) in zip(position, taps, op.strides, op.dilation, op.padding, strict=True)
     )
 
 
 def _convolution(op: Any, x: Value, w: Value, y: Value) -> tuple[tuple[int, ...], Places]:
     filters, channels = w.shape[0] // op.groups, w.shape[1]
 
-    def places(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+    def places(
+        e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]
+    ) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
         n, k, *position = kept
         c, *taps = inner
         group = divide(k, filters, e.extents)[0] if op.groups > 1 else Index()
@@ -681,7 +766,9 @@ def _convolution(op: Any, x: Value, w: Value, y: Value) -> tuple[tuple[int, ...]
 def _weight_gradient(op: Any, x: Value, g: Value, w: Value) -> tuple[tuple[int, ...], Places]:
     filters, channels = w.shape[0] // op.groups, w.shape[1]
 
-    def places(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+    def places(
+        e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]
+    ) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
         k, c, *taps = kept
         n, *position = inner
         group = divide(k, filters, e.extents)[0] if op.groups > 1 else Index()
@@ -694,7 +781,9 @@ def _input_gradient(op: Any, g: Value, w: Value, x: Value) -> tuple[tuple[int, .
     """Position i of x meets tap t at the window (i + low - t*dilation) / stride, where that is whole."""
     filters, channels = w.shape[0] // op.groups, w.shape[1]
 
-    def places(e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
+    def places(
+        e: Emitter, kept: tuple[Index, ...], inner: tuple[Index, ...]
+    ) -> tuple[tuple[Index, ...], tuple[Index, ...]]:
         n, channel, *position = kept
         f, *taps = inner
         if op.groups > 1:
@@ -711,7 +800,7 @@ def _input_gradient(op: Any, g: Value, w: Value, x: Value) -> tuple[tuple[int, .
 def _whole_quotient(e: Emitter, place: Index, stride: int) -> Index:
     """place / stride, or -1 (out of range) where that is not whole."""
     e.splits.append(place)
-    low, high = place.range(e.extents)
+    _, high = place.range(e.extents)
     if place.by_lane:
         lanes = e.declare("i64", e.vector_index(place)).text
         quotient = f"floor_divide_i64({lanes}, broadcast_i64({stride}))"
@@ -719,7 +808,9 @@ def _whole_quotient(e: Emitter, place: Index, stride: int) -> Index:
         index = e.lane_index(f"select_i64({whole}, {quotient}, broadcast_i64(-1))", high // stride + 2)
     else:
         text = place.text()
-        index = e.scalar_index(f"({text}) >= 0 && ({text}) % {stride} == 0 ? ({text}) / {stride} : -1", high // stride + 2)
+        index = e.scalar_index(
+            f"({text}) >= 0 && ({text}) % {stride} == 0 ? ({text}) / {stride} : -1", high // stride + 2
+        )
     e.signed.update(index.variables())
     return index
 

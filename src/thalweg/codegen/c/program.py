@@ -36,8 +36,20 @@ def generate(plan: Plan) -> Source:
     """The program of a plan. Kernels with equal text are written once."""
     writer = _Writer()
     phases = writer.phases(plan)
-    text = "\n".join([_prelude(writer.functions), *writer.texts, _entry(plan, phases)])
-    return Source(text, writer.failures)
+    written = "\n".join([*writer.texts, _entry(plan, phases)])
+    return Source(_prelude(writer.functions) + "\n" + indented(written), writer.failures)
+
+
+def indented(text: str) -> str:
+    """C text with four spaces per open brace."""
+    lines: list[str] = []
+    depth = 0
+    for line in text.split("\n"):
+        line = line.strip()
+        leading = len(line) - len(line.lstrip("}"))
+        lines.append("    " * (depth - leading) + line if line else "")
+        depth += line.count("{") - line.count("}")
+    return "\n".join(lines) + "\n"
 
 
 class _Writer:
@@ -122,8 +134,14 @@ def _pointer(plan: Plan, buffer: Buffer, batch: bool, write: bool) -> str:
 
 def _arguments(plan: Plan, kernel: Kernel, written: KernelText, batch: bool) -> str:
     return ", ".join(
-        f"({memory(b.type.dtype)} *)({_pointer(plan, b, batch, kernel.role == 'partial')})" for b in written.buffers
+        f"({memory(b.type.dtype)} *)({_pointer(plan, b, batch, kernel.role == 'partial')})"
+        for b in written.buffers
     )
+
+
+def _comment(kernel: Kernel) -> str:
+    """What a call computes. Source lines stay out of the text: moving code must not make a new program."""
+    return f"/* {kernel.name} -> {', '.join(str(root.type) for root in kernel.roots)} */"
 
 
 def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call]) -> str:
@@ -142,7 +160,7 @@ def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call]) -> str:
     ]
     for kernel, function, written in calls:
         arguments = _arguments(plan, kernel, written, True)
-        lines.append(f"{function}({arguments}, count, origin, first, &x->error);")
+        lines.append(f"{function}({arguments}, count, origin, first, &x->error); {_comment(kernel)}")
     return "\n".join([*lines, "}}"])
 
 
@@ -156,20 +174,21 @@ def _tile_phase(plan: Plan, name: str, phase: Phase, calls: list[Call]) -> str:
     for kernel, function, written in calls:
         arguments = _arguments(plan, kernel, written, False)
         arguments += ", " if arguments else ""
-        lines.append(f"if (task < {kernel.tasks}) {{ {function}({arguments}task, &x->error); return; }} task -= {kernel.tasks};")
+        lines.append(
+            f"if (task < {kernel.tasks}) {{ {function}({arguments}task, &x->error); return; }} task -= {kernel.tasks}; {_comment(kernel)}"
+        )
     return "\n".join([*lines, "}"])
 
 
 def _entry(plan: Plan, phases: list[str]) -> str:
-    listed = ", ".join(f"{{{n}, {p.tasks}, {int(p.tasks == 1)}}}" for n, p in zip(phases, plan.phases, strict=True))
+    listed = ", ".join(
+        f"{{{n}, {p.tasks}, {int(p.tasks == 1)}}}" for n, p in zip(phases, plan.phases, strict=True)
+    )
     count = len(plan.phases)
     body = f"static const tw_phase phases[] = {{{listed}}};\nreturn run(pool, phases, {count}, x, &x->error);"
     if not count:
         body = "(void)pool; (void)run; (void)x; return 0;"
     return (
-        f"__attribute__((visibility(\"default\"))) int32_t {ENTRY}(tw_pool *pool, tw_run_function run, program *x);\n"
+        f'__attribute__((visibility("default"))) int32_t {ENTRY}(tw_pool *pool, tw_run_function run, program *x);\n'
         f"int32_t {ENTRY}(tw_pool *pool, tw_run_function run, program *x) {{\n{body}\n}}\n"
     )
-
-
-

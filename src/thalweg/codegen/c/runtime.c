@@ -35,6 +35,11 @@
 #endif
 #endif
 
+/* Where another thread may come in between: the tests put delays here, to see orders of events that are rare. */
+#ifndef TW_BETWEEN
+#define TW_BETWEEN()
+#endif
+
 /* --- floating-point settings --- */
 
 #if defined(__SSE__)
@@ -162,9 +167,11 @@ static void event_wake(event *e, int32_t most) {
 #define LEFT_BITS 24
 #define LEFT_MASK ((UINT64_C(1) << LEFT_BITS) - 1)
 #define MOST_BLOCKS (INT64_C(1) << 20) /* a phase with more tasks is claimed in blocks of several */
+#define STACK_BYTES (8 << 20) /* also where the system's default is small (macOS: 512 KB) */
+#ifndef SPIN_NANOSECONDS
 #define SPIN_NANOSECONDS 40000
 #define CROWDED_SPIN_NANOSECONDS 1000 /* more threads than CPUs: a spinning thread takes the place of a working one */
-#define STACK_BYTES (8 << 20)         /* also where the system's default is small (macOS: 512 KB) */
+#endif
 
 typedef struct {
     _Alignas(CACHE_LINE) _Atomic uint64_t word; /* generation << LEFT_BITS | blocks left */
@@ -231,15 +238,19 @@ static void wait_for_change(tw_pool *pool, event *e, uint64_t seen) {
     } while (now() < deadline);
 
     uint32_t signal = atomic_load(&e->signal);
+    TW_BETWEEN();
     atomic_fetch_add(&e->sleepers, 1);
     if (atomic_load(&pool->state) == seen && !atomic_load(&pool->stop)) {
+        TW_BETWEEN();
         event_sleep(e, signal);
     }
     atomic_fetch_sub(&e->sleepers, 1);
 }
 
 static void wake_sleepers(event *e, int32_t most) {
+    TW_BETWEEN();
     if (most > 0 && atomic_load(&e->sleepers) > 0) {
+        TW_BETWEEN();
         event_wake(e, most);
     }
 }
@@ -258,6 +269,7 @@ static void open_phase(tw_pool *pool, const tw_phase *phase) {
         own->end = end;
         uint64_t word = pool->generation << LEFT_BITS | (uint64_t)(end - begin);
         atomic_store_explicit(&own->word, word, memory_order_release);
+        TW_BETWEEN();
         begin = end;
     }
     atomic_store(&pool->state, pool->generation << 1 | 1);
@@ -276,6 +288,7 @@ static int advance(tw_pool *pool, int32_t thread) {
         }
         run_tasks(phase, pool->context, thread);
     }
+    TW_BETWEEN();
     atomic_store(&pool->state, pool->generation << 1);
     wake_sleepers(&pool->join, 1);
     return 0;
@@ -285,6 +298,7 @@ static int advance(tw_pool *pool, int32_t thread) {
 static int64_t claim(lane *own) {
     uint64_t word = atomic_load_explicit(&own->word, memory_order_relaxed);
     while (word & LEFT_MASK) {
+        TW_BETWEEN();
         if (atomic_compare_exchange_weak_explicit(
                 &own->word, &word, word - 1, memory_order_acquire, memory_order_relaxed)) {
             return own->end - (int64_t)(word & LEFT_MASK);
@@ -320,6 +334,7 @@ static int64_t run_blocks(tw_pool *pool, int32_t thread) {
 static void work(tw_pool *pool, int32_t thread, int is_opener) {
     for (;;) {
         int64_t done = run_blocks(pool, thread) + is_opener;
+        TW_BETWEEN();
         if (done == 0 || atomic_fetch_sub_explicit(&pool->unfinished, done, memory_order_acq_rel) != done ||
             !advance(pool, thread)) {
             return;

@@ -8,7 +8,7 @@ from thalweg.codegen.c import accumulation, control, lanes, nests, products
 from thalweg.codegen.c.bindings import LANE_PARAMETERS, TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import MOVES
 from thalweg.errors import UnsupportedError
-from thalweg.graph import REGISTRY, Kind, Node
+from thalweg.graph import REGISTRY, Kind, Node, Op
 from thalweg.plan import Kernel, Support, Target
 
 Emit = Callable[[Context], KernelText]
@@ -86,12 +86,23 @@ def runs_on_lanes(anchor: Node) -> bool:
 
 def support() -> Support:
     """The table that the scheduler asks."""
-    elementwise = {name for name, op in REGISTRY.items() if isinstance(op, type) and op.kind is Kind.ELEMENTWISE}
+    elementwise = {
+        name
+        for name, op in REGISTRY.items()
+        if isinstance(op, type) and issubclass(op, Op) and op.kind is Kind.ELEMENTWISE
+    }
     return Support(
         pulled=frozenset(elementwise | set(MOVES)),
         looping=frozenset({*REDUCTIONS, *WINDOWS, "scatter", "cumulative_sum"}),
         epilogue=frozenset(
-            {"matmul", "convolution", "convolution_input_gradient", "convolution_weight_gradient", "sum", "sum_pool"}
+            {
+                "matmul",
+                "convolution",
+                "convolution_input_gradient",
+                "convolution_weight_gradient",
+                "sum",
+                "sum_pool",
+            }
         ),
         lanes=runs_on_lanes,
         workspace=workspace,
