@@ -360,6 +360,13 @@ def test_long_histories_do_not_overflow_the_stack():
     del total
 
 
+def test_a_gradient_is_never_partial_because_half_was_not_recorded():
+    x = tw.tensor([1.0, 2.0])
+    square = x * x  # not recorded
+    with pytest.raises(GradientError, match="has no history"):
+        tw.gradient((p * x + square).sum(), wrt=x)
+
+
 # ---- vjp ---------------------------------------------------------------------------------------------------
 
 
@@ -485,6 +492,8 @@ q = tw.Parameter([1.0, 2.0], name="q")
         (lambda: tw.gradient(p.sum(), wrt=q), "allow_unused=True"),
         (lambda: tw.gradient(tw.tensor(1.0), wrt=q), "no history at all"),
         (lambda: tw.gradient(p.sum(), wrt=tw.tensor([1.0])), r"value_and_grad\(f\)\(x\)"),
+        (lambda: tw.gradient(p.sum(), wrt=tw.tensor([1.0]), allow_unused=True), "has no history"),
+        (lambda: tw.gradient(p.sum(), wrt=tw.Buffer([1.0], name="mean")), "'mean' is a Buffer"),
         (lambda: tw.grad(lambda x: x * 2)(tw.tensor([1.0, 2.0])), "scalar"),
         (lambda: tw.grad(lambda x: 5.0)(1.0), "must be a tensor"),
         (lambda: tw.grad(lambda x: x * x)(3), "write 3.0"),

@@ -274,6 +274,21 @@ def test_swapping_two_holders_in_one_program():
     assert (first.item(), second.item()) == (1, 2)
 
 
+@pytest.mark.parametrize("shift", [1, 2])
+def test_rotating_holders_in_one_program(shift):
+    holders = [tw.Buffer([float(number)]) for number in range(5)]
+
+    @tw.compile
+    def rotate():
+        old = [holder + 0 for holder in holders]
+        for number, holder in enumerate(holders):
+            holder.assign(old[(number + shift) % 5] * 2)
+
+    rotate()
+    rotate()
+    assert [holder.item() for holder in holders] == [4.0 * ((number + 2 * shift) % 5) for number in range(5)]
+
+
 def test_assigning_a_holder_its_own_value_changes_nothing():
     buffer = tw.Buffer([1.0, 2.0])
     tw.compile(lambda: buffer.assign(buffer))()

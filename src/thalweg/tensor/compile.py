@@ -143,6 +143,7 @@ class Entry:
         self.graph = graph
         self.result = result  # the nest that the function returned, with `_Slot` in place of tensors
         self.only_output = type(result) is _Slot
+        self.types = [value.type for value in graph.outputs]
         self.objects: list[Callable[[], Any]] = []  # references to arguments that are compared by identity
         self.programs = programs  # all that this signature has had, for example for train() and for eval()
         self.captured = [tensor for _, tensor in trace.captured.values()]
@@ -211,10 +212,10 @@ class Compiled(Traceable):
         if (key.history or entry.differentiable) and eager.mode.recording and not entry.is_step:
             tensors = [wrap(value, None) for value in self._recorded(entry, key, inputs)]
         else:
-            types = [value.type for value in entry.graph.outputs]
             outputs = _run(entry, inputs)
             tensors = [
-                wrap(Value(type, None, 0, array), None) for type, array in zip(types, outputs, strict=True)
+                wrap(Value(type, None, 0, array), None)
+                for type, array in zip(entry.types, outputs, strict=True)
             ]
         if entry.only_output:
             return tensors[0]
@@ -235,8 +236,8 @@ class Compiled(Traceable):
         if entry.call_op is None:
             entry.call_op = eager.CompiledCall(entry.graph)
         outputs = _run(entry, inputs)
-        known = [value.type for value in entry.graph.outputs]
-        node = eager.HistoryNode(entry.call_op, (*arguments, *captured, *state), known, outputs, *location())
+        sources = (*arguments, *captured, *state)
+        node = eager.HistoryNode(entry.call_op, sources, entry.types, outputs, *location())
         return [
             value if value.dtype.is_floating else Value(value.type, None, 0, value.data)
             for value in node.outputs
@@ -453,7 +454,7 @@ def compile(
     if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
         kind = "generator" if inspect.isgeneratorfunction(function) else "coroutine"
         raise ArgumentError(
-            f"{function.__name__} is a {kind} function, whose code runs after the trace is over; "
-            "return a list or tuple of tensors instead"
+            f"{function.__name__} is a {kind} function, whose code runs after the trace is over; return a "
+            "list or tuple of tensors instead"
         )
     return Compiled(function, backend, threads)

@@ -75,10 +75,9 @@ def from_dlpack(source: Any) -> Any:
         array = np.from_dlpack(source)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(
-            f"{type(source).__module__}.{type(source).__name__} cannot be read by DLPack: {error}. It "
-            "must be in host "
-            "memory, of a type that NumPy has (not bfloat16: pass x.float()), and without gradient "
-            "(x.detach())"
+            f"{type(source).__module__}.{type(source).__name__} cannot be read by DLPack: {error}. It must "
+            "be in host memory, of a type that NumPy has (not bfloat16: pass x.float()), and without "
+            "gradient (x.detach())"
         ) from None
     found = types.type_of(array)
     return wrap(Value(found, None, 0, array), None)

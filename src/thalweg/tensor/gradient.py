@@ -106,7 +106,8 @@ def gradient(loss: Any, wrt: Any, *, allow_unused: bool = False) -> Any:
 def gradients_where_used(loss: Any, parameters: Sequence[Parameter]) -> list[Tensor | None]:
     """The gradient for each parameter, None for those that the loss does not depend on (for optimisers)."""
     _check_loss(loss)
-    return _found_gradients([loss], None, [_check_target(p, f"[{i}]") for i, p in enumerate(parameters)])
+    targets = [_check_target(parameter, f"[{position}]") for position, parameter in enumerate(parameters)]
+    return _found_gradients([loss], None, targets, [_name(t, f"[{n}]") for n, t in enumerate(targets)])
 
 
 def _is_module(item: Any) -> bool:
@@ -143,15 +144,13 @@ def _check_loss(loss: Any, what: str = "the loss") -> None:
         )
     if loss.size != 1:
         raise GradientError(
-            f"{what} must be a scalar, received shape {loss.shape}; write {_call_of(what)}.mean() or "
-            ".sum(), or tw.vjp(f, x) "
-            "for the derivative of a function with many results"
+            f"{what} must be a scalar, received shape {loss.shape}; write {_call_of(what)}.mean() or .sum(), "
+            "or tw.vjp(f, x) for the derivative of a function with many results"
         )
     if not loss.dtype.is_floating:
         raise GradientError(
-            f"{what} must be floating point, received {loss.dtype}, which has no gradient; "
-            "comparisons, argmax and integer casts end the path. Write loss.float() only where the "
-            "values are meant"
+            f"{what} must be floating point, received {loss.dtype}, which has no gradient; comparisons, "
+            "argmax and integer casts end the path. Write loss.float() only where the values are meant"
         )
 
 
@@ -163,13 +162,17 @@ def _check_target(leaf: Any, path: str) -> Tensor:
     if not isinstance(leaf, Tensor):
         raise GradientError(
             f"wrt{path} must be a tensor, a Parameter or a module, received {leaf!r:.60} of type "
-            f"{type(leaf).__name__}; "
-            "for names and positions of arguments write tw.grad(f, wrt=...)"
+            f"{type(leaf).__name__}; for names and positions of arguments write tw.grad(f, wrt=...)"
         )
     if not leaf.dtype.is_floating:
         raise GradientError(
             f"wrt{path} has the element type {leaf.dtype}: only floating-point tensors have a gradient; "
             "write x.float() before it is used"
+        )
+    if isinstance(leaf, Holder) and not isinstance(leaf, Parameter):
+        raise GradientError(
+            f"wrt{path}: {leaf.name or 'this tensor'!r} is a {type(leaf).__name__}, which is kept but not "
+            "trained; make it a tw.Parameter, or pass its value as an argument to tw.grad(f)"
         )
     if isinstance(leaf, Parameter) and not leaf.trainable:
         raise GradientError(
@@ -189,7 +192,7 @@ def _gradients(
     """`_found_gradients`, with zeros (where `allow_unused`) or an error for those that do not exist."""
     results = []
     for target, name, found in zip(
-        targets, names, _found_gradients(outputs, cotangents, targets), strict=True
+        targets, names, _found_gradients(outputs, cotangents, targets, names), strict=True
     ):
         if found is None and not allow_unused:
             raise _unused(name, target, outputs)
@@ -198,13 +201,20 @@ def _gradients(
 
 
 def _found_gradients(
-    outputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None, targets: Sequence[Tensor]
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None,
+    targets: Sequence[Tensor],
+    names: Sequence[str],
 ) -> list[Tensor | None]:
     """For each target the sum over outputs of cotangent (None: 1) times derivative; None where there is no
     path.
     """
     trace = current_trace()
     values = [output._read() for output in outputs]
+    for target, name in zip(targets, names, strict=True):
+        # Without history some uses of the tensor may have been recorded and others not.
+        if trace is None and not isinstance(target, Holder) and target._read().node is None:
+            raise _untracked(name, target)
     nodes = _checked_history(values, trace)
     candidates = [_places_of(target, nodes, trace) for target in targets]
     builder: Builder = eager.EAGER if trace is None else trace.builder
@@ -242,8 +252,8 @@ def _released(span: Any) -> GradientError:
     return GradientError(
         f"the history of this loss was released by minimize at {span.file}:{span.line} in {span.function}\n"
         f"      {span.text}\n"
-        "  write instead: compute the loss anew, or take all gradients before: "
-        "gradients = tw.gradient(loss, wrt=[...])"
+        "  write instead: compute the loss anew, or take all gradients before: gradients = "
+        "tw.gradient(loss, wrt=[...])"
     )
 
 
@@ -264,25 +274,26 @@ def _places_of(target: Tensor, nodes: Sequence[Any], trace: Trace | None) -> lis
 
 
 def _unused(name: str, target: Tensor, outputs: Sequence[Tensor]) -> GradientError:
-    trace = current_trace()
     reasons = (
         "detach(), stop_gradient, no_grad, numpy() and comparisons end the path from a tensor to the loss"
     )
-    if trace is None and not isinstance(target, Holder) and target._value.node is None:
-        reasons = (
-            "this tensor has no history: eagerly, only what depends on a trainable Parameter or on an "
-            "argument of "
-            "tw.grad is recorded. Write loss, gradient = tw.value_and_grad(f)(x), or x = tw.Parameter(x)"
-        )
-    elif trace is None and all(output._read().node is None for output in outputs):
+    if current_trace() is None and all(output._read().node is None for output in outputs):
         reasons = (
             "the loss has no history at all: it depends on no trainable Parameter, was computed inside "
-            "no_grad, or by a "
-            "compiled function that changes parameters (take the gradient inside that function)"
+            "no_grad, or by a compiled function that changes parameters (take the gradient inside that "
+            "function)"
         )
     return GradientError(
-        f"the loss does not depend on {name}, {target.type}; {reasons}. "
-        "If that is meant, write allow_unused=True: the gradient is then zeros"
+        f"the loss does not depend on {name}, {target.type}; {reasons}. If that is meant, write "
+        "allow_unused=True: the gradient is then zeros"
+    )
+
+
+def _untracked(name: str, target: Tensor) -> GradientError:
+    return GradientError(
+        f"{name}, {target.type}, has no history: eagerly, only what depends on a trainable Parameter or on "
+        "an argument of tw.grad is recorded. Write loss, gradient = tw.value_and_grad(f)(x), or x = "
+        "tw.Parameter(x)"
     )
 
 
@@ -519,8 +530,8 @@ class _Call:
             tensor = _constant(as_array(leaf))
         else:
             raise GradientError(
-                f"{label} is {leaf!r:.60} of type {type(leaf).__name__}, which has no gradient; choose "
-                "what to "
+                f"{label} is {leaf!r:.60} of type {type(leaf).__name__}, which has no gradient; choose what "
+                "to "
                 'differentiate by wrt, for example tw.grad(f, wrt=("x", "y")) or wrt=0'
             )
         if not tensor.dtype.is_floating:

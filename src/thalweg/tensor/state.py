@@ -251,9 +251,9 @@ class Holder(Tensor):
         label = f"{type(self).__name__} {self.name!r}" if self.name else f"a {type(self).__name__}"
         if found.shape != self._type.shape:
             raise ShapeError(
-                f"{label} of shape {self._type.shape} cannot take a value of shape {found.shape}; the "
-                "shape stays "
-                f"for life. Write value.reshape({self._type.shape}), or make a new {type(self).__name__}"
+                f"{label} of shape {self._type.shape} cannot take a value of shape {found.shape}; the shape "
+                f"stays for life. Write value.reshape({self._type.shape}), or make a new "
+                f"{type(self).__name__}"
             )
         if found.dtype is not self._type.dtype:
             raise DTypeError(
@@ -276,8 +276,8 @@ class Holder(Tensor):
 
     def _in_place(self, other: Any) -> Any:
         raise ArgumentError(
-            f"{type(self).__name__} {self.name!r} cannot be changed by an operator such as +=; "
-            "write parameter.assign(parameter + step)"
+            f"{type(self).__name__} {self.name!r} cannot be changed by an operator such as +=; write "
+            "parameter.assign(parameter + step)"
         )
 
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __imatmul__ = __ipow__ = _in_place
@@ -300,8 +300,8 @@ class Parameter(Holder):
         super().__init__(data, dtype, name)
         if not self._type.dtype.is_floating:
             raise DTypeError(
-                f"a Parameter needs a floating-point dtype, received {self._type.dtype}; "
-                "write tw.Parameter(data, dtype='float32'), or tw.Buffer(data) for what is not trained"
+                f"a Parameter needs a floating-point dtype, received {self._type.dtype}; write "
+                "tw.Parameter(data, dtype='float32'), or tw.Buffer(data) for what is not trained"
             )
         self._trainable = self._truth(trainable)
 

@@ -47,8 +47,8 @@ def as_array(data: Any, dtype: Any = None) -> Array:
         array = np.asarray(data)
         if array.dtype.kind not in "biufV":
             raise DTypeError(
-                f"expected a number, an array or a nested list of numbers, received {data!r:.60} "
-                f"of type {type(data).__name__}"
+                f"expected a number, an array or a nested list of numbers, received {data!r:.60} of type "
+                f"{type(data).__name__}"
             )
     found = types.dtype(array.dtype)  # refuses objects, text and complex numbers
     return np.asarray(array, (wanted or found).numpy)
@@ -137,7 +137,7 @@ def _apply(op: Op, operands: Sequence[Any]) -> Any:
     if current() is not None:
         span = user_span()
         raise TraceError(
-            f"the body of a composite uses a tensor that is not one of its arguments\n"
+            "the body of a composite uses a tensor that is not one of its arguments\n"
             f"  at {span.file}:{span.line} in {span.function}\n      {span.text}\n"
             "  write instead: pass the tensor to the composite as a further positional argument"
         )
@@ -277,15 +277,14 @@ class Tensor(Methods, Operand):
 
     def __bool__(self) -> bool:
         instead = (
-            "tw.where(condition, a, b) to choose between values, or tw.cond(condition, f, g, ...) to "
-            "choose between "
-            "computations"
+            "tw.where(condition, a, b) to choose between values, or tw.cond(condition, f, g, ...) to choose "
+            "between computations"
         )
         array = self._concrete("the truth of a tensor (if, while, and, or, not, bool)", instead)
         if array.size != 1:
             raise ShapeError(
-                f"the truth of a tensor with {array.size} elements is ambiguous (shape {self.shape}); "
-                "write x.any() or x.all()"
+                f"the truth of a tensor with {array.size} elements is ambiguous (shape {self.shape}); write "
+                "x.any() or x.all()"
             )
         return bool(array.reshape(())[()])
 
@@ -381,8 +380,8 @@ class Tensor(Methods, Operand):
     def grad(self) -> NoReturn:
         """Not here: `tw.gradient(loss, wrt=tensor)` returns the gradient."""
         raise GradientError(
-            "tensors have no .grad: gradients are returned, never stored; write "
-            "gradient = tw.gradient(loss, wrt=tensor), or optimizer.minimize(loss) for gradient and update"
+            "tensors have no .grad: gradients are returned, never stored; write gradient = "
+            "tw.gradient(loss, wrt=tensor), or optimizer.minimize(loss) for gradient and update"
         )
 
     def __repr__(self) -> str:
@@ -413,8 +412,8 @@ def _scalar(
     array = tensor._concrete(what, instead)
     if array.size != 1:
         raise ShapeError(
-            f"{what} needs a tensor with one element, received shape {tensor.shape}; "
-            "write x.tolist() for all values, or reduce first: x.sum(), x.mean()"
+            f"{what} needs a tensor with one element, received shape {tensor.shape}; write x.tolist() for "
+            "all values, or reduce first: x.sum(), x.mean()"
         )
     return array.astype(np.float32).item() if array.dtype.kind == "V" else array.item()
 

@@ -171,9 +171,8 @@ def leaked(value: Value, trace: Trace) -> TraceError:
     """The error for a traced tensor that is used where its trace does not run."""
     state = "is being traced on another thread" if trace.active else "is over"
     return TraceError(
-        f"a traced tensor ({value.type}) is used outside its trace: the trace of {trace.name} {state}, "
-        "so the tensor "
-        f"has no value\n  it was {origin(value, trace)}\n"
+        f"a traced tensor ({value.type}) is used outside its trace: the trace of {trace.name} {state}, so "
+        f"the tensor has no value\n  it was {origin(value, trace)}\n"
         f"  write instead: return the tensor from {trace.name}, or keep it in a tw.Buffer with "
         "buffer.assign(tensor)"
     )
@@ -184,8 +183,7 @@ def no_value(value: Value, trace: Trace, what: str, instead: str) -> TraceError:
     span = user_span()
     return TraceError(
         f"{what} needs the value of a tensor, but {trace.name} is being traced: there are no values yet, "
-        "only "
-        f"{value.type}\n"
+        f"only {value.type}\n"
         f"  at {span.file}:{span.line} in {span.function}\n      {span.text}\n"
         f"  the tensor was {origin(value, trace)}\n"
         f"  write instead: {instead}"
