@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from thalweg.config import settings
+from thalweg.config import available_cpus, settings
 from thalweg.errors import IndexRangeError, ThalwegError, UnsupportedError
 from thalweg.graph import Graph, Node
 from thalweg.graph.build import located_error
@@ -165,7 +165,7 @@ class NativeProgram:
         if settings.dump is not None:
             _dump(settings.dump, graph, self.plan, generated.text)
         self.failures = generated.failures
-        self.library = build.library([("program.c", generated.text)], machine, headers())
+        self.library = build.library(generated.units(available_cpus()), machine, headers())
         self.entry = getattr(self.library, ENTRY)
         self.entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
         self.entry.restype = ctypes.c_int32

@@ -134,9 +134,11 @@ class Context:
             for b in self.buffers
         ]
         arguments = ", ".join([*declared, parameters])
-        text = f"static __attribute__((noinline)) void NAME({arguments}) {{\n{body}\n}}\n"
+        text = f"{STATIC} void NAME({arguments}) {{\n{body}\n}}\n"
         return KernelText(text, list(self.buffers), set(self.functions))
 
 
+STATIC = "static __attribute__((noinline))"
+SHARED = '__attribute__((noinline, visibility("hidden")))'
 LANE_PARAMETERS = "int64_t count, int64_t origin, int32_t first, volatile int32_t *error"
 TILE_PARAMETERS = "int64_t task, volatile int32_t *error"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from thalweg.codegen.c import library
-from thalweg.codegen.c.bindings import Context, KernelText
+from thalweg.codegen.c.bindings import SHARED, STATIC, Context, KernelText
 from thalweg.codegen.c.expressions import memory
 from thalweg.codegen.c.support import emit
 from thalweg.graph import Node
@@ -22,8 +22,55 @@ ENTRY = "thalweg_run"
 class Source:
     """The C text of a plan, and what its error codes mean."""
 
-    text: str
+    parts: list[Part]
     failures: list[Node]  # error code - 1 -> the node whose index was out of range
+
+    @property
+    def text(self) -> str:
+        """The program as one translation unit."""
+        return _unit(self.parts)
+
+    def units(self, most: int) -> list[tuple[str, str]]:
+        """The program as up to `most` translation units (name, text), which a compiler can take side by side."""
+        total = sum(len(part.text) for part in self.parts)
+        count = max(1, min(most, total // UNIT_BYTES))
+        loads = [sum(len(part.text) for part in self.parts if not part.leaf)] + [0] * (count - 1)
+        members: list[list[Part]] = [[] for _ in range(count)]
+        for part in sorted((p for p in self.parts if p.leaf), key=lambda p: -len(p.text)):
+            lightest = loads.index(min(loads))
+            loads[lightest] += len(part.text)
+            members[lightest].append(part)
+        away = {id(part) for others in members[1:] for part in others}
+        main = [replace(part, text=part.prototype) if id(part) in away else part for part in self.parts]
+        shared = [[replace(part, text=part.shared) for part in others] for others in members[1:]]
+        return [(f"program{number}.c", _unit(parts)) for number, parts in enumerate([main, *shared])]
+
+
+UNIT_BYTES = 60_000  # of C text that are worth a translation unit of their own
+
+
+@dataclass
+class Part:
+    """A function or a constant of a program. A leaf calls nothing but the vector library: it can live anywhere."""
+
+    text: str
+    functions: set[str]
+    leaf: bool = False
+
+    @property
+    def shared(self) -> str:
+        """A leaf as a function that other units see."""
+        return self.text.replace(STATIC, SHARED, 1)
+
+    @property
+    def prototype(self) -> str:
+        """Its declaration."""
+        return self.shared[: self.shared.index("{")].rstrip() + ";"
+
+
+def _unit(parts: list[Part]) -> str:
+    functions: set[str] = set().union(*(part.functions for part in parts))
+    return _prelude(functions) + "\n" + indented("\n".join(part.text for part in parts))
 
 
 def headers() -> dict[str, str]:
@@ -36,8 +83,7 @@ def generate(plan: Plan) -> Source:
     """The program of a plan. Kernels with equal text are written once."""
     writer = _Writer()
     phases = writer.phases(plan)
-    written = "\n".join([*writer.texts, _entry(plan, phases)])
-    return Source(_prelude(writer.functions) + "\n" + indented(written), writer.failures)
+    return Source([*writer.parts, Part(_entry(plan, phases), set())], writer.failures)
 
 
 def indented(text: str) -> str:
@@ -58,8 +104,7 @@ class _Writer:
     def __init__(self) -> None:
         self.failures: list[Node] = []
         self.names: dict[str, str] = {}  # text of a kernel -> its name
-        self.functions: set[str] = set()
-        self.texts: list[str] = []
+        self.parts: list[Part] = []
         self.plans = 0
 
     def error_code(self, node: Node) -> int:
@@ -77,21 +122,23 @@ class _Writer:
             calls = [self._kernel(Context(plan, phase, number, kernel, self)) for kernel in phase.kernels]
             names.append(f"{prefix}phase{number}")
             write = _batch_phase if phase.batch else _tile_phase
-            self.texts.append(write(plan, names[-1], phase, calls))
+            self.parts.append(Part(write(plan, names[-1], phase, calls), set()))
         return names
 
     def _kernel(self, context: Context) -> Call:
+        before = len(self.parts)
         written = emit(context)
         if written.text not in self.names:
             self.names[written.text] = f"kernel{len(self.names)}"
-            self.texts.append(written.text.replace("NAME", self.names[written.text], 1))
-        self.functions |= written.functions
+            text = written.text.replace("NAME", self.names[written.text], 1)
+            self.parts.append(Part(text, written.functions, leaf=len(self.parts) == before))
         return context.kernel, self.names[written.text], written
 
     def constant(self, array: np.ndarray[Any, Any]) -> str:
-        name = f"constant{len(self.texts)}"
+        name = f"constant{len(self.parts)}"
         content = ", ".join(map(str, np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-        self.texts.append(f"static const uint8_t {name}[] __attribute__((aligned(64))) = {{{content}}};")
+        text = f"static const uint8_t {name}[] __attribute__((aligned(64))) = {{{content}}};"
+        self.parts.append(Part(text, set()))
         return f"(void *){name}"
 
 
