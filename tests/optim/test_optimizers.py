@@ -31,7 +31,13 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5}),
 ]
 IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items())}" for name, options in CONFIGURATIONS]
-BACKENDS = [None, "numpy"]  # None: eager
+BACKENDS = [None, "numpy", "c"]  # None: eager
+
+
+@pytest.fixture(autouse=True)
+def _compiler(request: pytest.FixtureRequest) -> None:
+    if "backend" in request.fixturenames and request.getfixturevalue("backend") == "c":
+        request.getfixturevalue("needs_compiler")
 
 
 def target(dtype: Any = np.float64) -> list[np.ndarray[Any, Any]]:
@@ -165,17 +171,27 @@ def test_numbers_take_effect_without_compiling_again(name: str, options: Any, ch
     assert run.traces == (6 if backend is None else 1)
 
 
-def test_a_term_that_appears_is_compiled_in() -> None:
-    run, eager = Run("SGD", {"lr": 0.1}, "numpy"), Run("SGD", {"lr": 0.1}, None)
-    for number, x in enumerate(inputs(6)):
-        if number == 3:
-            run.optimizer.weight_decay = eager.optimizer.weight_decay = 0.5
-            run.optimizer.param_groups[0]["momentum"] = eager.optimizer.param_groups[0]["momentum"] = 0.9
+@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
+@pytest.mark.parametrize("option", ["momentum", "weight_decay"])
+def test_a_term_that_appears_or_vanishes_is_compiled_in(name: str, option: str) -> None:
+    torch = pytest.importorskip("torch")
+    run = Run(name, {"lr": 0.1}, "numpy")
+    theirs = [torch.tensor(value, requires_grad=True) for value in target()]
+    other = getattr(torch.optim, name)(theirs, lr=0.1)
+    for number, x in enumerate(inputs(9)):
+        if number in (3, 6):
+            run.optimizer.param_groups[0][option] = other.param_groups[0][option] = 0.5 if number == 3 else 0
+        other.zero_grad()
+        loss_of(*theirs, torch.tensor(x)).backward()
+        if name == "RMSprop" and number == 3 and option == "momentum":
+            for tensor in theirs:  # PyTorch does not make the buffer later
+                other.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
+        other.step()
         run.step(tw.tensor(x))
-        eager.step(tw.tensor(x))
-        np.testing.assert_allclose(run.parameters[0].numpy(), eager.parameters[0].numpy(), rtol=1e-12)
-    assert run.traces == 2
-    assert "state.0.momentum_buffer" in run.optimizer.state_dict()
+        for ours, expected in zip(run.parameters, theirs, strict=True):
+            np.testing.assert_allclose(ours.numpy(), expected.detach().numpy(), rtol=1e-11)
+    assert run.traces == 3
+    assert ("state.0.momentum_buffer" in run.optimizer.state_dict()) == (option == "momentum")
 
 
 def test_numbers_cannot_be_set_inside_a_trace() -> None:
@@ -386,6 +402,19 @@ def test_loading_a_number_out_of_range_changes_nothing() -> None:
         run.optimizer.load_state_dict(state)
     for name, value in run.optimizer.state_dict().items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_options_that_only_go_together_load_together() -> None:
+    parameter = nn.Parameter(np.ones(2))
+    plain = optim.SGD([parameter], lr=0.1, momentum=0.5)
+    nesterov = optim.SGD([parameter], lr=0.1, momentum=0.5, nesterov=True)
+    first, second = plain.state_dict(), nesterov.state_dict()
+    plain.param_groups[0]["dampening"] = 0.1
+    first = {**first, "param_groups.0.dampening": np.float64(0.1)}
+    nesterov.load_state_dict({**first, "state.0.momentum_buffer": np.zeros(2)})
+    assert (nesterov.nesterov, nesterov.dampening) == (False, 0.1)
+    nesterov.load_state_dict(second)
+    assert (nesterov.nesterov, nesterov.dampening) == (True, 0.0)
 
 
 def test_state_of_a_parameter_that_was_frozen_later_is_kept() -> None:

@@ -40,11 +40,12 @@ class ParameterGroup(MutableMapping[str, Any]):
         self._optimizer = optimizer
         self.params = params
         self.slots: list[dict[str, Buffer]] = [{} for _ in params]
+        self.complete = [False] * len(params)  # whether a parameter has all slots that the options ask for
         self._options: dict[str, Any] = {}
         self._numbers: dict[str, tuple[Buffer, ...]] = {}
         optimizer.check(options)
         for name, value in options.items():
-            self._set(name, value)
+            self.set_checked(name, value)
 
     def __getitem__(self, name: str) -> Any:
         return self.params if name == "params" else self._options[name]
@@ -66,21 +67,22 @@ class ParameterGroup(MutableMapping[str, Any]):
             value = tuple(_as_number(name, item) for item in value)
         if name in self._options:
             self._optimizer.check({**self._options, name: value})
-        self._set(name, value)
+        self.set_checked(name, value)
 
-    def _set(self, name: str, value: Any) -> None:
+    def set_checked(self, name: str, value: Any) -> None:
+        """Set an option that is known to go with the others."""
         before = self._options.get(name)
         self._options[name] = value
         values = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(item, float) for item in values):
-            if value != before:
-                bump_epoch()
-            return
-        if name not in self._numbers:
-            self._numbers[name] = tuple(Buffer(np.float64(item), name=name) for item in values)
-        for holder, item in zip(self._numbers[name], values, strict=True):
-            holder.replace(np.float64(item))
-        if name in self._optimizer.absent_at_zero and before is not None and (before == 0) != (value == 0):
+        number = all(isinstance(item, float) for item in values)
+        if number:
+            if name not in self._numbers:
+                self._numbers[name] = tuple(Buffer(np.float64(item), name=name) for item in values)
+            for holder, item in zip(self._numbers[name], values, strict=True):
+                holder.replace(np.float64(item))
+        vanishes = name in self._optimizer.absent_at_zero and (before == 0) != (value == 0)
+        if before is not None and (vanishes or (not number and value != before)):
+            self.complete = [False] * len(self.params)
             bump_epoch()
 
     def __delitem__(self, name: str) -> None:
@@ -117,7 +119,7 @@ class Optimizer:
     is a function from the list of all gradients to a list of clipped ones (`clip_by_norm(1.0)`).
     """
 
-    absent_at_zero: ClassVar[tuple[str, ...]] = ("weight_decay",)
+    absent_at_zero: ClassVar[tuple[str, ...]] = ("weight_decay",)  # numbers whose term is left out while they are 0
 
     def __init__(self, params: Parameters, defaults: dict[str, Any], clip: Clip | None = None) -> None:
         if clip is not None and not callable(clip):
@@ -234,9 +236,12 @@ class Optimizer:
     def _slots(self, group: ParameterGroup, index: int) -> dict[str, Buffer]:
         """The slots of a parameter; made when they are first needed."""
         slots, parameter = group.slots[index], group.params[index]
+        if group.complete[index]:
+            return slots
         for name, array in self.init(parameter, dict(group)).items():
             if name not in slots:
                 slots[name] = Buffer(array, name=f"{parameter.name or 'parameter'}.{name}")
+        group.complete[index] = True
         return slots
 
     # ---- options as attributes -----------------------------------------------------------------------------
@@ -310,7 +315,8 @@ class Optimizer:
         for group in self.param_groups:
             self.check({**group, **changes.get(id(group), {})})
         for group in self.param_groups:
-            group.update(changes.get(id(group), {}))
+            for option, value in changes.get(id(group), {}).items():
+                group.set_checked(option, value)
         for holder, array in found:
             if id(holder) not in places:
                 holder.replace(array)

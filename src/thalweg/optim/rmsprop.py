@@ -50,6 +50,8 @@ class RMSprop(Optimizer):
     deviation).
     """
 
+    absent_at_zero = ("weight_decay", "momentum")
+
     def __init__(
         self,
         params: Parameters,
@@ -80,7 +82,7 @@ class RMSprop(Optimizer):
         self, parameter: Any, gradient: Any, slots: Mapping[str, Any], hyper: Mapping[str, Any]
     ) -> tuple[Any, Mapping[str, Any]]:
         mean = slots.get("grad_avg") if hyper["centered"] else None
-        buffer = slots.get("momentum_buffer")
+        buffer = slots.get("momentum_buffer") if hyper["momentum"] is not None else None
         value, *changed = rmsprop_update(
             parameter,
             gradient,
@@ -89,7 +91,7 @@ class RMSprop(Optimizer):
             hyper["eps"],
             slots["square_avg"],
             mean,
-            None if buffer is None else hyper["momentum"],
+            hyper["momentum"],
             buffer,
             hyper["weight_decay"],
             maximize=hyper["maximize"],

@@ -59,7 +59,7 @@ class SGD(Optimizer):
     Numbers may be changed at any time (`opt.lr = 0.01`). With momentum 0 no buffer is kept.
     """
 
-    absent_at_zero = ("weight_decay", "dampening")
+    absent_at_zero = ("weight_decay", "dampening", "momentum")
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class SGD(Optimizer):
         self, parameter: Any, gradient: Any, slots: Mapping[str, Any], hyper: Mapping[str, Any]
     ) -> tuple[Any, Mapping[str, Any]]:
         flags = {"nesterov": hyper["nesterov"], "maximize": hyper["maximize"]}
-        if "momentum_buffer" not in slots:
+        if hyper["momentum"] is None:
             return sgd_update(parameter, gradient, hyper["lr"], hyper["weight_decay"], **flags), {}
         step = slots.get("step")
         value, buffer = sgd_update(
