@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import types as python
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -133,13 +134,37 @@ def _code_names(code: python.CodeType) -> Iterator[str]:
             yield from _code_names(constant)
 
 
+def _fixed_parts(item: Any) -> Any:
+    """The parts of a list or dict none of which is a container, so that comparing identities is enough; else
+    None.
+    """
+    if type(item) not in (list, dict):
+        return None
+    parts = list(item.values()) if type(item) is dict else list(item)
+    if any(
+        isinstance(part, (list, tuple, dict, set, np.ndarray)) or _is_plain_object(part) for part in parts
+    ):
+        return None
+    return (list(item), parts) if type(item) is dict else parts
+
+
+def _has_same_parts(item: Any, parts: Any) -> bool:
+    """Whether a list or dict still has exactly the parts from `_fixed_parts`: quick, and enough if true."""
+    if parts is None:
+        return False
+    if type(item) is dict:
+        keys, parts = parts
+        return len(item) == len(keys) and all(map(is_, item, keys)) and all(map(is_, item.values(), parts))
+    return len(item) == len(parts) and all(map(is_, item, parts))
+
+
 class Guards:
     """A snapshot; `broken()` tells what has changed since it was taken."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.cells: list[tuple[str, python.CellType, Any, Any]] = []
         self.names: list[tuple[str, Mapping[str, Any], str, Any, Any]] = []
-        self.deep: list[tuple[str, Any, Any]] = []
+        self.deep: list[tuple[str, Any, Any, Any]] = []
         walk = _Walk(self)
         walk.add("the function", function)
         walk.run()
@@ -154,8 +179,8 @@ class Guards:
             now = mapping.get(name, _MISSING)
             if now is not value and frozen(now) != snapshot:
                 return f"{label} has changed from {value!r:.40} to {now!r:.40}"
-        for label, item, snapshot in self.deep:
-            if frozen(item) != snapshot:
+        for label, item, parts, snapshot in self.deep:
+            if not _has_same_parts(item, parts) and frozen(item) != snapshot:
                 return f"the contents of {label} have changed"
         return None
 
@@ -264,7 +289,7 @@ class _Walk:
         elif not isinstance(item, np.ndarray):
             return
         if around == 0:
-            self.guards.deep.append((label, item, frozen(item)))
+            self.guards.deep.append((label, item, _fixed_parts(item), frozen(item)))
         if around < _DEEPEST:
             for part in parts:
                 self.add(f"an element of {label}", part, around + 1)
