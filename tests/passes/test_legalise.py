@@ -109,8 +109,9 @@ def test_prepare_writes_each_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [file.name.split(".", 1)[1] for file in files] == [
         "0-traced.txt",
         "1-simplify.txt",
-        "2-legalise.txt",
-        "3-simplify.txt",
+        "2-products.txt",
+        "3-legalise.txt",
+        "4-simplify.txt",
     ]
     assert all(file.name.startswith("step-") for file in files)
     assert parse(files[0].read_text()).digest() == graph.digest()

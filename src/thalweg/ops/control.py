@@ -298,14 +298,24 @@ class ScanGradient:
 
 
 def _apply_product(product: _Product, stacks: Sequence[Any]) -> Any:
-    merged = []
-    for stack, axis in zip(stacks, product.axes, strict=True):
-        shape = (*stack.shape[1 : axis + 1], stack.shape[0] * stack.shape[axis + 1], *stack.shape[axis + 2 :])
-        merged.append(reshape(moveaxis(stack, 0, axis), shape))
+    merged = [merge_iterations(stack, axis) for stack, axis in zip(stacks, product.axes, strict=True)]
     result = apply(product.op, *merged)
     for op in product.then:
         result = apply(op, result)
     return result
+
+
+def merge_iterations(stack: Any, axis: int) -> Any:
+    """A stack [T, ..] as one tensor in which the iterations have joined the axis `axis` of a slice."""
+    shape = (*stack.shape[1 : axis + 1], stack.shape[0] * stack.shape[axis + 1], *stack.shape[axis + 2 :])
+    return reshape(moveaxis(stack, 0, axis), shape)
+
+
+def split_iterations(merged: Any, axis: int, length: int) -> Any:
+    """The stack of `length` slices that `merge_iterations` has merged."""
+    extent = merged.shape[axis] // length
+    shape = (*merged.shape[:axis], length, extent, *merged.shape[axis + 1 :])
+    return moveaxis(reshape(merged, shape), axis, 0)
 
 
 def _zeros(type: Type) -> Any:
@@ -575,7 +585,7 @@ class _Differentiation:
         with using(Builder()) as target:
             for node in self.nodes:
                 if id(node) in self.live:
-                    _copy(node, mapping)
+                    copy_node(node, mapping)
             outputs = [
                 mapping[id(self.gradients[p])] if p in self.gradients else _zeros(self.inputs[p + 1].type)
                 for p in self.active
@@ -622,7 +632,7 @@ def _is_cheap(node: Node) -> bool:
     return node.op.kind <= Kind.MOVEMENT and node.op.cost <= _CHEAP
 
 
-def _copy(node: Node, mapping: dict[int, Value]) -> None:
+def copy_node(node: Node, mapping: dict[int, Value]) -> None:
     """Append a copy of `node` to the current builder, with its source lines; `mapping` gives and receives
     values.
     """
@@ -636,7 +646,7 @@ def copied(graph: Graph, inputs: Sequence[Value]) -> list[Value]:
     """`inline` that keeps the source lines of the graph's nodes."""
     mapping = {id(old): new for old, new in zip(graph.inputs, inputs, strict=True)}
     for node in graph.nodes:
-        _copy(node, mapping)
+        copy_node(node, mapping)
     return [mapping[id(value)] for value in graph.outputs]
 
 
@@ -787,7 +797,7 @@ def closed(function: Traced, name: str, iteration: Value | None = None) -> tuple
     with using(Builder()) as target:
         for value in _free_values(traced):
             if value.node is not None and isinstance(value.node.op, Constant):
-                _copy(value.node, mapping)
+                copy_node(value.node, mapping)
                 continue
             free.append(value)
             added.append(Value(value.type))
@@ -795,7 +805,7 @@ def closed(function: Traced, name: str, iteration: Value | None = None) -> tuple
             if iteration is not None and value.type == STATE and _draws(traced, {id(value)}):
                 mapping[id(value)] = fold_iteration(added[-1], mapping[id(iteration)])
         for node in traced.nodes:
-            _copy(node, mapping)
+            copy_node(node, mapping)
             for value in node.outputs:
                 if id(value) in function.stopped:
                     mapping[id(value)] = apply(StopGradient(), mapping[id(value)])

@@ -12,17 +12,20 @@ from pathlib import Path
 from thalweg.config import settings
 from thalweg.graph import Graph, Node
 from thalweg.passes.legalise import legalise
+from thalweg.passes.products import move_products
 from thalweg.passes.simplify import simplify
 
 
 def prepare(graph: Graph, takes: Callable[[Node], bool]) -> Graph:
-    """Simplify, legalise for the target that `takes` speaks for, and simplify what the bodies brought.
+    """Simplify, move products out of loops, legalise for the target that `takes` speaks for, simplify the
+    rest.
 
     With THALWEG_DUMP the text after each pass is written there; with THALWEG_DEBUG of 1 or more each result
     is verified.
     """
     passes: list[tuple[str, Callable[[Graph], Graph]]] = [
         ("simplify", simplify),
+        ("products", move_products),
         ("legalise", lambda traced: legalise(traced, takes)),
         ("simplify", simplify),
     ]
