@@ -179,6 +179,21 @@ class Plan:
                 seen[id(buffer)] = buffer
         return list(seen.values())
 
+    def buffer_of(self, kernel: Kernel, number: int, value: Value, write: bool = False) -> Buffer:
+        """The buffer through which a kernel of phase `number` reads (or writes) a value."""
+        if kernel.kind == "copy" and write:
+            return kernel.detail["state"]  # type: ignore[no-any-return]
+        found = self.buffers[id(self.alias.get(id(value), value))]
+        if kernel.role in ("map", "partial"):
+            rows = (kernel.kind == "pack" and not write) or (kernel.kind == "unpack" and write)
+            blocks = [b for b in found if b.scope is Scope.THREAD and b.phase == number]
+            if blocks and not rows:
+                return blocks[0]
+        slots = [b for b in found if b.scope is Scope.SLOT]
+        if slots and kernel.role == ("partial" if write else "combine"):
+            return slots[0]
+        return next(b for b in found if b.scope not in (Scope.THREAD, Scope.SLOT))
+
     def constant_arrays(self) -> list[np.ndarray[Any, Any]]:
         """The arrays behind `constants`."""
         by_buffer: dict[int, np.ndarray[Any, Any]] = {}
@@ -291,9 +306,11 @@ class Plan:
 
 
 def check(plan: Plan) -> None:
-    """Prove that no two buffers that live at the same time share bytes, and that all lie inside their arena.
+    """Prove that every kernel finds in memory what it reads, however many threads run the tasks of a phase.
 
-    Independent of the planner: it looks at offsets, sizes and lifetimes only. Raises `GraphError`.
+    Independent of the planner: buffers that say that they live at the same time share no bytes and lie
+    inside their arena; then the phases are walked while the bytes of every buffer are followed. Raises
+    `GraphError`.
     """
     _check_arena(
         (b for b in plan.all_buffers if b.scope in (Scope.PROGRAM, Scope.SLOT)), plan.arena_bytes, "arena"
@@ -301,18 +318,114 @@ def check(plan: Plan) -> None:
     for number in range(len(plan.phases)):
         blocks = (b for b in plan.all_buffers if b.scope is Scope.THREAD and b.phase == number)
         _check_arena(blocks, plan.thread_bytes, f"scratch of phase {number}")
-    for phase_number, phase in enumerate(plan.phases):
-        for kernel_number, kernel in enumerate(phase.kernels):
-            for value in kernel.reads:
-                written = [
-                    b.first
-                    for b in plan.buffers.get(id(value), [])
-                    if b.scope in (Scope.PROGRAM, Scope.THREAD)
-                ]
-                if written and min(written) > (phase_number, kernel_number):
-                    raise GraphError(
-                        f"kernel {kernel.name} of phase {phase_number} reads {value} before it is written"
-                    )
+    _check_failures(plan)
+    contents = _Contents(plan)
+    for number, phase in enumerate(plan.phases):
+        contents.run(number, phase)
+    contents.finish()
+
+
+def _check_failures(plan: Plan) -> None:
+    """A call that fails must leave the state as it was: checks come before the first phase that changes it."""
+    updated = False
+    for number, phase in enumerate(plan.phases):
+        updates = [
+            kernel
+            for kernel in phase.kernels
+            if any(plan.buffer_of(kernel, number, v, True).scope is Scope.STATE for v in kernel.roots)
+        ]
+        updated = updated or bool(updates)
+        for kernel in phase.kernels if updated else ():
+            if any(node.op.checked for node in kernel.nodes) and updates != [kernel]:
+                raise GraphError(
+                    f"kernel {kernel.name} of phase {number} may fail when state has been changed already"
+                )
+
+
+class _Contents:
+    """Which value each buffer holds while a plan runs."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.held: dict[int, tuple[Buffer, int]] = {}  # id(buffer) -> the buffer and the id of its value
+        for value, buffer in zip(plan.graph.inputs, plan.inputs, strict=True):
+            self.held[id(buffer)] = (buffer, id(value))
+        for entry, buffer in zip(plan.graph.state, plan.state, strict=True):
+            self.held[id(buffer)] = (buffer, id(entry.before))
+        for node in plan.graph.nodes:
+            if isinstance(node.op, Constant):
+                for buffer in plan.buffers.get(id(node.outputs[0]), ()):
+                    if buffer.scope is Scope.CONSTANT:
+                        self.held[id(buffer)] = (buffer, id(node.outputs[0]))
+
+    def run(self, number: int, phase: Phase) -> None:
+        """Follow a phase. The kernels of a batch phase run in order on each block; those of others at once."""
+        plan = self.plan
+        steps = [
+            (
+                kernel,
+                [(v, plan.buffer_of(kernel, number, v)) for v in kernel.reads],
+                [(v, plan.buffer_of(kernel, number, v, True)) for v in kernel.roots],
+            )
+            for kernel in phase.kernels
+        ]
+        if not phase.batch:
+            for kernel, reads, _ in steps:
+                self._expect(kernel, number, reads)
+        touched = [
+            (kernel, buffer)
+            for kernel, reads, writes in steps
+            for _, buffer in (*reads, *writes)
+            if buffer.scope is not Scope.THREAD
+        ]
+        for kernel, reads, writes in steps:
+            if phase.batch:
+                self._expect(kernel, number, reads)
+            for value, buffer in writes:
+                for other, found in touched if buffer.scope is not Scope.THREAD else ():
+                    shared = _share_bytes(found, buffer)
+                    if shared and other is not kernel and not (phase.batch and found is buffer):
+                        raise GraphError(
+                            f"kernel {kernel.name} of phase {number} writes {buffer.name} over what "
+                            f"{other.name} reads or writes in the same phase"
+                        )
+                self._write(value, buffer)
+        for key in [k for k, (buffer, _) in self.held.items() if buffer.scope is Scope.THREAD]:
+            del self.held[key]
+
+    def _expect(self, kernel: Kernel, number: int, reads: Iterable[tuple[Value, Buffer]]) -> None:
+        for value, buffer in reads:
+            if buffer.nbytes and self.held.get(id(buffer), (buffer, 0))[1] != id(value):
+                raise GraphError(
+                    f"kernel {kernel.name} of phase {number} reads {value} from {buffer.name}, "
+                    "which does not hold it there and then"
+                )
+
+    def _write(self, value: Value, buffer: Buffer) -> None:
+        for key in [k for k, (found, _) in self.held.items() if _share_bytes(found, buffer)]:
+            del self.held[key]
+        self.held[id(buffer)] = (buffer, id(value))
+
+    def finish(self) -> None:
+        """Do outputs and state hold their values at the end?"""
+        graph, plan = self.plan.graph, self.plan
+        ends = [
+            *zip(graph.outputs, plan.outputs, strict=True),
+            *((e.before if e.after is None else e.after, b) for e, b in zip(graph.state, plan.state, strict=True)),
+        ]
+        for value, buffer in ends:
+            if buffer.nbytes and self.held.get(id(buffer), (buffer, 0))[1] != id(value):
+                raise GraphError(f"{buffer.name} does not hold {value} when the program ends")
+
+
+def _share_bytes(one: Buffer, other: Buffer) -> bool:
+    """Do two buffers overlap in the memory that they are places in?"""
+    if one is other:
+        return True
+    arenas = ((Scope.PROGRAM, Scope.SLOT), (Scope.THREAD,))
+    if not any(one.scope in arena and other.scope in arena for arena in arenas):
+        return False
+    return one.offset < other.offset + other.total and other.offset < one.offset + one.total
 
 
 def _check_arena(buffers: Iterable[Buffer], size: int, what: str) -> None:

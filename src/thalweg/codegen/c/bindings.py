@@ -36,6 +36,10 @@ class Writer(Protocol):
         """Write an array as static data; its C name."""
         ...
 
+    def shared(self, name: str, text: str) -> None:
+        """Write a function that several kernels call, once."""
+        ...
+
 
 @dataclass
 class Context:
@@ -50,6 +54,7 @@ class Context:
     buffers: list[Buffer] = field(default_factory=list)
     written: set[int] = field(default_factory=set)
     functions: set[str] = field(default_factory=set)
+    calls: set[str] = field(default_factory=set)  # shared functions
 
     @property
     def batch_axis(self) -> dict[int, int]:
@@ -63,25 +68,7 @@ class Context:
 
     def buffer(self, value: Value, write: bool = False) -> Buffer:
         """The buffer through which this kernel reaches a value."""
-        value = self.plan.alias.get(id(value), value)
-        found = self.plan.buffers[id(value)]
-        kind = self.kernel.kind
-        if kind == "copy" and write:
-            return self.kernel.detail["state"]  # type: ignore[no-any-return]
-        if self.lanes and kind != "unpack":
-            blocks = [b for b in found if b.scope is Scope.THREAD and b.phase == self.number]
-            if kind == "pack" and not write:
-                blocks = []
-            if blocks:
-                return blocks[0]
-        if kind == "unpack" and not write:
-            return next(b for b in found if b.scope is Scope.THREAD and b.phase == self.number)
-        slots = [b for b in found if b.scope is Scope.SLOT]
-        if slots and (
-            (self.kernel.role == "partial" and write) or (self.kernel.role == "combine" and not write)
-        ):
-            return slots[0]
-        return next(b for b in found if b.scope not in (Scope.THREAD, Scope.SLOT))
+        return self.plan.buffer_of(self.kernel, self.number, value, write)
 
     def pointer(self, buffer: Buffer, write: bool = False) -> str:
         """The argument's name for a buffer."""
@@ -126,6 +113,12 @@ class Context:
             batch_axis=self.batch_axis if self.lanes else {},
             error_code=self.writer.error_code,
         )
+
+    def shared(self, name: str, text: str) -> str:
+        """A function that the kernel calls and that others may share; `text` begins with `STATIC`. Its name."""
+        self.writer.shared(name, text)
+        self.calls.add(name)
+        return name
 
     def function(self, body: str, parameters: str) -> KernelText:
         """Wrap a body into a function with one pointer parameter per buffer."""
