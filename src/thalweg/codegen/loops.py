@@ -152,14 +152,16 @@ def divide(index: Index, divisor: int, extents: Mapping[str, int]) -> tuple[Inde
 
 
 def unravel(index: Index, shape: Sequence[int], extents: Mapping[str, int]) -> tuple[Index, ...]:
-    """The row-major position `index` as one index per axis of `shape`."""
+    """The row-major position `index` as one index per axis of `shape`. It lies inside the shape, so the first
+    axis that has more than one position needs no remainder."""
+    first = next((axis for axis, extent in enumerate(shape) if extent != 1), len(shape))
     result: list[Index] = []
-    for extent in reversed(shape[1:]):
+    for extent in reversed(shape[first + 1 :]):
         index, rest = divide(index, max(extent, 1), extents)
         result.append(rest)
-    if shape:
+    if first < len(shape):
         result.append(index)
-    return tuple(reversed(result))
+    return (Index(),) * first + tuple(reversed(result))
 
 
 def ravel(indices: Sequence[Index], shape: Sequence[int]) -> Index:
