@@ -174,6 +174,7 @@ def test_simplified_graphs_give_the_same_bits(seed: int) -> None:
         for result, plain in zip(contiguous(found, arrays), contiguous(graph, arrays), strict=True):
             same_bits(result, plain)
     assert parse(found.text()).digest() == found.digest()
+    assert simplify(found).text(spans=False) == found.text(spans=False)
 
 
 @pytest.mark.parametrize("seed", range(80))
