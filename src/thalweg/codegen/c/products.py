@@ -1,247 +1,340 @@
-"""Row-major matrix products: register tiles of rows x vectors, panels of the right operand, an epilogue in registers.
+"""Row-major matrix products: matmul, and the convolutions that are one (kernel size 1, stride 1, no padding).
 
-A tile keeps `rows x vectors` accumulators while it walks over k; each step loads `vectors` vectors of the right operand
-and broadcasts one number per row of the left one. A right operand whose rows do not run along the result's columns
-(transposed), or that many rows share, is first copied into a panel [k][columns] in scratch. Few rows times a transposed
-operand are dot products instead: both operands run along k. Every choice and every order of summation follows from
-shapes, so results do not depend on the number of tasks.
+The result is cut into panels of columns, and a panel into register tiles of rows x vectors (tiles.py). Sums over k run in
+blocks, so that a block of the right operand stays in cache and rounding errors stay small. A right operand whose rows
+do not run along the result's columns (transposed), or that many rows share, is first copied into a panel [k][columns]
+in scratch. A tile goes to a buffer in the first cache, and from there through the epilogue to memory. Few rows times a
+transposed operand are dot products instead: both operands run along k. Every choice and every order of summation
+follows from shapes, so results depend neither on the number of tasks nor on the instruction set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thalweg.codegen.c.bindings import TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Access, Expression
-from thalweg.codegen.c.lanes import best_tile
 from thalweg.codegen.c.nests import emit_contraction, store
-from thalweg.codegen.loops import LANE, Index, constant, unravel, variable
+from thalweg.codegen.c.tiles import ITEM, balanced, product_tile, tile_shape
+from thalweg.codegen.loops import LANE, Index, constant, divide, unravel, variable
 from thalweg.graph import Value
 from thalweg.plan import LANES, Kernel
 
 SHARED_ROWS = 48  # rows from which copying an untransposed panel pays
 DOT_ROWS = 4  # rows up to which a transposed right operand is read in place
+BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
+CHUNK_ROWS = 96  # rows that share a copied panel, at least, where tasks are cut by rows
+BUFFER_ROWS = 384  # rows whose sums wait for the next block, at most
+
+Place = Callable[[Index, Index, Index, dict[str, int]], tuple[Index, ...]]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A product [lead.., m, n] and how its operands are reached."""
+    """`lead` products [m, n] beside each other, each the sum of `repeats` products over k."""
 
-    lead: tuple[int, ...]
+    lead: int
     m: int
     n: int
     k: int
     transpose_a: bool
     transpose_b: bool
     element: str
+    repeats: int = 1
+    left: int = 0  # which operand is the left one
+    left_at: str = ""  # C text of the offset of the left operand by `lead` and `image` (of the repeats)
+    right_at: str = ""
 
     @property
     def dots(self) -> bool:
-        return self.transpose_b and not self.transpose_a and self.m <= DOT_ROWS and self.k >= LANES
+        few = self.m <= DOT_ROWS and self.k >= LANES and self.repeats == 1
+        return self.transpose_b and not self.transpose_a and few
 
     @property
-    def packs(self) -> bool:
-        return not self.dots and (self.transpose_b or self.m >= SHARED_ROWS)
+    def copies(self) -> bool:
+        """Is the right operand copied everywhere?"""
+        return self.transpose_b or self.m >= SHARED_ROWS
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Rows and vectors of the register tile."""
-        return best_tile(self.m, -(-self.n // LANES), 12, 6)
+        """Rows and vectors of the largest register tile."""
+        return tile_shape(self.m, -(-self.n // LANES))
+
+    @property
+    def blocks(self) -> int:
+        """Parts of a sum over k."""
+        return -(-self.k // BLOCK)
+
+    @property
+    def block(self) -> int:
+        return -(-self.k // self.blocks // LANES) * LANES if self.blocks > 1 else self.k
+
+    def chunks(self, tasks: int) -> int:
+        """Parts of the rows, each with panels of its own."""
+        least = 1 if self.blocks * self.repeats == 1 else -(-self.m // BUFFER_ROWS)
+        _, width = self.tile
+        panels = balanced(-(-self.n // LANES), width)[0] * self.lead
+        most = max(1, self.m // (CHUNK_ROWS if self.copies else 2 * self.tile[0]))
+        return max(least, min(-(-tasks // panels), most))
+
+    def buffer_rows(self, tasks: int) -> int:
+        """Rows of the buffer of sums."""
+        if self.blocks * self.repeats == 1:
+            return self.tile[0]
+        tiles = balanced(self.m, self.tile[0])[0]
+        return -(-tiles // self.chunks(tasks)) * self.tile[0]
 
 
-def shape_of(kernel: Kernel) -> Shape:
+def shape_of(kernel: Kernel) -> Shape | None:
+    """The product that a kernel is, or None."""
+    assert kernel.anchor is not None
+    result = kernel.anchor.outputs[0]
+    if result.dtype.short not in ITEM or not result.size:
+        return None
+    shape = _matmul(kernel) if kernel.anchor.op.name == "matmul" else _pointwise(kernel)
+    return shape if shape is not None and shape.k * shape.repeats > 0 else None
+
+
+def _matmul(kernel: Kernel) -> Shape:
     assert kernel.anchor is not None
     op: Any = kernel.anchor.op
-    a, _ = kernel.anchor.inputs
+    a = kernel.anchor.inputs[0]
     result = kernel.anchor.outputs[0]
     k = a.shape[-2] if op.transpose_a else a.shape[-1]
     *lead, m, n = result.shape
-    return Shape(tuple(lead), m, n, k, op.transpose_a, op.transpose_b, result.dtype.short)
+    return Shape(
+        math.prod(lead), m, n, k, op.transpose_a, op.transpose_b, result.dtype.short,
+        left_at=f"lead * {m * k}", right_at=f"lead * {k * n}",
+    )
 
 
-def is_tiled(kernel: Kernel) -> bool:
-    """Is this product one for register tiles? Other element types and empty sums go through plain loops."""
-    shape = shape_of(kernel)
-    return shape.element in ("f32", "f64") and min(shape.m, shape.n, shape.k, *shape.lead) > 0
+def _pointwise(kernel: Kernel) -> Shape | None:
+    """A convolution with a kernel of size 1 and stride 1 without padding, in any of its modes."""
+    assert kernel.anchor is not None
+    op: Any = kernel.anchor.op
+    first, second = kernel.anchor.inputs
+    result = kernel.anchor.outputs[0]
+    element = result.dtype.short
+    weights = op.name == "convolution_weight_gradient"
+    w = result if weights else second
+    if not op.pointwise(w.shape[2:]):
+        return None
+    groups, filters, channels = op.groups, w.shape[0] // op.groups, w.shape[1]
+    batch, pixels = first.shape[0], math.prod(first.shape[2:])
+    if weights:
+        left, right = (f"(image * {groups} + lead) * {size * pixels}" for size in (filters, channels))
+        return Shape(groups, filters, channels, pixels, False, True, element, batch, 1, left, right)
+    left = f"lead % {groups} * {filters * channels}"
+    back = op.name == "convolution_input_gradient"
+    m, k = (channels, filters) if back else (filters, channels)
+    return Shape(batch * groups, m, pixels, k, back, False, element, 1, 1, left, f"lead * {k * pixels}")
 
 
 def product_workspace(kernel: Kernel) -> int:
-    """Bytes of the panel."""
-    if not is_tiled(kernel):
-        return 0
+    """Bytes of the panel and of the buffer of sums."""
     shape = shape_of(kernel)
-    return shape.k * shape.tile[1] * LANES * (4 if shape.element == "f32" else 8) if shape.packs else 0
+    if shape is None or shape.dots:
+        return 0
+    width = shape.tile[1] * LANES
+    return (shape.block + shape.buffer_rows(kernel.tasks)) * width * ITEM[shape.element]
 
 
 def emit_product(context: Context) -> KernelText:
-    """A matmul kernel with its epilogue."""
-    if not is_tiled(context.kernel):
-        return emit_contraction(context)
-    return _Product(context).emit()
+    """A matmul kernel with its epilogue; other element types and empty sums go through plain loops."""
+    shape = shape_of(context.kernel)
+    return emit_contraction(context) if shape is None else _Product(context, shape).emit()
 
 
 class _Product:
     """Writes one product."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, shape: Shape) -> None:
         self.context = context
+        self.shape = shape
         kernel = context.kernel
         assert kernel.anchor is not None
-        self.shape = shape_of(kernel)
         self.accesses = context.reads()
         self.outputs = [(root, context.access(root, write=True)) for root in kernel.roots]
         self.result: Value = kernel.anchor.outputs[0]
-        self.a: Access = self.accesses[id(kernel.anchor.inputs[0])]
-        self.b: Access = self.accesses[id(kernel.anchor.inputs[1])]
-        self.rows, self.vectors = self.shape.tile
-        self.panel = (
-            context.pointer(kernel.detail["workspace"], write=True) if self.shape.packs else ""
-        )
-        self.lead = unravel(variable("lead"), self.shape.lead, {"lead": math.prod(self.shape.lead)}) if self.shape.lead else ()
+        self.a: Access = self.accesses[id(kernel.anchor.inputs[shape.left])]
+        self.b: Access = self.accesses[id(kernel.anchor.inputs[1 - shape.left])]
+        self.scratch = "" if shape.dots else context.pointer(kernel.detail["workspace"], write=True)
 
     def emit(self) -> KernelText:
+        return self.context.function("\n".join(self._dots() if self.shape.dots else self._tiles()), TILE_PARAMETERS)
+
+    # ---- register tiles ----------------------------------------------------------------------------------------------
+
+    def _tiles(self) -> list[str]:
+        """Items (product, panel of columns, chunk of rows), and in each the blocks of k and the tiles of rows."""
         shape, element = self.shape, self.shape.element
-        if shape.dots:
-            return self.context.function(self._dots(), TILE_PARAMETERS)
-        columns = self.vectors * LANES
-        panels = -(-shape.n // columns)
-        row_tiles = -(-shape.m // self.rows)
-        lead = math.prod(shape.lead)
-        chunks = min(row_tiles, max(1, -(-self.context.kernel.tasks // max(panels * lead, 1))))
-        items, tasks = lead * panels * chunks, self.context.kernel.tasks
+        vectors = -(-shape.n // LANES)
+        panels, width, wide = balanced(vectors, shape.tile[1])
+        tiles, height, tall = balanced(shape.m, shape.tile[0])
+        tasks = self.context.kernel.tasks
+        chunks = shape.chunks(tasks)
+        items = shape.lead * panels * chunks
+        several = shape.blocks * shape.repeats > 1
         lines = [
             "(void)error;",
+            f"{element} *const panel = ({element} *){self.scratch}, *const sums = panel + {shape.block * width * LANES};",
             f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
-            f"const int64_t lead = item / {panels * chunks}, j = item / {chunks} % {panels} * {columns}, chunk = item % {chunks};",
-            f"const int64_t begin = chunk * {row_tiles} / {chunks} * {self.rows}, "
-            f"finish = (chunk + 1) * {row_tiles} / {chunks} * {self.rows}, end = finish < {shape.m} ? finish : {shape.m};",
-            f"const {element} *const a = {self.a.pointer} + lead * {shape.m * shape.k};",
-            f"const {element} *const b = {self.b.pointer} + lead * {shape.k * shape.n}; (void)lead;",
+            f"const int64_t lead = item / {panels * chunks}, p = item / {chunks} % {panels}, chunk = item % {chunks};",
+            f"const int64_t width = p < {wide} ? {width * LANES} : {(width - 1) * LANES};",
+            f"const int64_t column = p * {width * LANES} - (p > {wide} ? (p - {wide}) * {LANES} : 0);",
+            f"const int64_t begin = chunk * {tiles} / {chunks}, end = (chunk + 1) * {tiles} / {chunks};",
+            "(void)lead;",
         ]
-        if shape.packs:
-            lines.append(f"{element} *const panel = ({element} *){self.panel};")
-        whole, rest = shape.n // columns * columns, shape.n % columns
-        if whole:
-            lines.append(f"if (j < {whole}) {{" if rest else "{")
-            lines += [*self._panel(columns), "}"]
-        if rest:
-            lines.append("else {" if whole else "{")
-            lines += [*self._panel(rest), "}"]
-        lines.append("}")
-        return self.context.function("\n".join(lines), TILE_PARAMETERS)
-
-    # ---- panels ------------------------------------------------------------------------------------------------------
-
-    def _panel(self, columns: int) -> list[str]:
-        """All row tiles against one panel of columns."""
-        lines = self._pack(columns) if self.shape.packs else []
-        lines.append("int64_t i = begin;")
-        lines.append(f"for (; i + {self.rows} <= end; i += {self.rows}) {{")
-        lines += [*self._tile(self.rows, columns), "}"]
-        rest = self.shape.m % self.rows
-        if rest:
-            lines.append("if (i < end) {")
-            lines += [*self._tile(rest, columns), "}"]
-        return lines
-
-    def _pack(self, columns: int) -> list[str]:
-        """Copy columns j.. of the right operand to panel[k][width], lanes behind the last column zero."""
-        shape, element = self.shape, self.shape.element
-        vectors = -(-columns // LANES)
-        width = vectors * LANES
-        if not shape.transpose_b:
-            lines = [f"for (int64_t k = 0; k < {shape.k}; k++) {{ const {element} *const from = b + k * {shape.n} + j;"]
-            for q in range(vectors):
-                count = min(columns - q * LANES, LANES)
-                loaded = self._load(f"from + {q * LANES}", count)
-                lines.append(f"store_{element}(panel + k * {width} + {q * LANES}, {loaded});")
-            return [*lines, "}"]
-        lines = []
-        whole = shape.k // LANES * LANES
-        start = 0
-        if element == "f32" and whole:
-            full = columns // LANES
-            if full:
-                lines.append(f"for (int64_t q = 0; q < {full}; q++) for (int64_t k = 0; k < {whole}; k += {LANES}) {{")
-                lines.append(f"f32x16 t[{LANES}]; const f32 *const from = b + (j + q * {LANES}) * {shape.k} + k;")
-                lines.append(f"for (int l = 0; l < {LANES}; l++) t[l] = load_f32(from + l * {shape.k});")
-                lines.append(f"transpose_f32(t); for (int l = 0; l < {LANES}; l++) store_f32(panel + (k + l) * {width} + q * {LANES}, t[l]); }}")
-            start = whole
-            if columns % LANES:
-                lines += self._pack_plain(full * LANES, columns, width, 0, shape.k)
-            if shape.k % LANES and full:
-                lines += self._pack_plain(0, full * LANES, width, start, shape.k)
-            return lines
-        return self._pack_plain(0, columns, width, 0, shape.k)
-
-    def _pack_plain(self, first: int, last: int, width: int, start: int, end: int) -> list[str]:
-        filled = -(-last // LANES) * LANES
-        k = self.shape.k
-        return [
-            f"for (int64_t k = {start}; k < {end}; k++) for (int64_t c = {first}; c < {filled}; c++) "
-            f"panel[k * {width} + c] = {'' if filled == last else f'c >= {last} ? 0 : '}b[(j + c) * {k} + k];"
-        ]
-
-    def _load(self, address: str, count: int) -> str:
-        element = self.shape.element
-        return f"load_{element}({address})" if count == LANES else f"load_partial_{element}({address}, {count})"
-
-    # ---- tiles -------------------------------------------------------------------------------------------------------
-
-    def _tile(self, rows: int, columns: int) -> list[str]:
-        """One register tile over the whole of k, then its epilogue."""
-        shape, element = self.shape, self.shape.element
-        vectors = -(-columns // LANES)
-        width = vectors * LANES
-        lines = [" ".join(f"{element}x16 a{r}_{q} = broadcast_{element}(0);" for r in range(rows) for q in range(vectors))]
+        if shape.repeats > 1:
+            lines.append(f"for (int64_t image = 0; image < {shape.repeats}; image++)")
+        if shape.blocks > 1:
+            lines.append(f"for (int64_t k = 0; k < {shape.k}; k += {shape.block}) {{")
+            lines.append(f"const int64_t count = k + {shape.block} < {shape.k} ? {shape.block} : {shape.k} - k;")
+        else:
+            lines.append(f"{{ const int64_t k = 0, count = {shape.k};")
+        lines += self._operands()
+        lines.append("for (int64_t tile = begin; tile < end; tile++) {")
+        lines.append(f"const int64_t row = tile * {height} - (tile > {tall} ? tile - {tall} : 0);")
+        lines.append(f"const int64_t rows = tile < {tall} ? {height} : {height - 1};")
         row_step, k_step = (1, shape.m) if shape.transpose_a else (shape.k, 1)
-        lines.append(f"const {element} *x = a + i * {row_step};")
-        source, step = ("panel", width) if shape.packs else ("b + j", shape.n)
-        lines.append(f"const {element} *y = {source};")
-        lines.append(f"for (int64_t k = 0; k < {shape.k}; k++, x += {k_step}, y += {step}) {{")
-        for q in range(vectors):
-            count = LANES if shape.packs else min(columns - q * LANES, LANES)
-            lines.append(f"const {element}x16 y{q} = {self._load(f'y + {q * LANES}', count)};")
-        for r in range(rows):
-            products = " ".join(f"a{r}_{q} = fma_{element}(w, y{q}, a{r}_{q});" for q in range(vectors))
-            lines.append(f"{{ const {element}x16 w = broadcast_{element}(x[{r * row_step}]); {products} }}")
-        lines.append("}")
-        for r in range(rows):
-            for q in range(vectors):
-                count = min(columns - q * LANES, LANES)
-                column = variable("j") + constant(q * LANES) + variable(LANE)
-                lines += self._epilogue(f"a{r}_{q}", variable("i") + constant(r), column, None if count == LANES else str(count))
+        first = " && ".join([*(["k == 0"] if shape.blocks > 1 else []), *(["image == 0"] if shape.repeats > 1 else [])])
+        target = f"sums + (tile - begin) * {height} * width" if several else "sums"
+        arguments = (
+            f"a + row * {row_step}, {row_step}, {k_step}, b, pitch, count, to, width, " + (f"!({first})" if first else "0")
+        )
+        lines.append(f"{element} *const to = {target};")
+        lines += self._calls(height, tall < tiles, width, wide < panels, arguments)
+        last = [f"k + {shape.block} >= {shape.k}"] if shape.blocks > 1 else []
+        if shape.repeats > 1:
+            last.append(f"image == {shape.repeats - 1}")
+        if last:
+            lines.append(f"if ({' && '.join(last)})")
+        lines += ["{", *self._finish(), "}"]
+        return [*lines, "}", "}", "}"]
+
+    def _calls(self, height: int, short: bool, width: int, narrow: bool, arguments: str) -> list[str]:
+        """The call of the tile function of the right size."""
+        lines: list[str] = []
+        for vectors in (width, width - 1)[: 1 + narrow]:
+            test = f"if (width == {vectors * LANES}) " if narrow else ""
+            for rows in (height, height - 1)[: 1 + short]:
+                inner = f"if (rows == {rows}) " if short else ""
+                name = product_tile(self.context, self.shape.element, rows, vectors)
+                lines.append(f"{test}{inner}{name}({arguments});")
         return lines
+
+    def _operands(self) -> list[str]:
+        """The left operand's address `a`, and the right one's `b` with its `pitch`: in place, or copied to the panel."""
+        shape, element = self.shape, self.shape.element
+        left = f" + k * {shape.m}" if shape.transpose_a else " + k"
+        lines = [f"const {element} *const a = {self.a.pointer} + {shape.left_at}{left};"]
+        if shape.transpose_b:
+            lines.append(f"const {element} *const from = {self.b.pointer} + {shape.right_at} + column * {shape.k} + k;")
+            lines += self._pack_transposed()
+        else:
+            lines.append(f"const {element} *const from = {self.b.pointer} + {shape.right_at} + k * {shape.n} + column;")
+            if not shape.copies:
+                if shape.n % LANES == 0:
+                    return [*lines, f"const {element} *const b = from; const int64_t pitch = {shape.n};"]
+                lines.append(f"const int copied = column + width > {shape.n};")
+                lines.append("if (copied) {")
+            lines += self._pack_rows()
+            if not shape.copies:
+                lines.append("}")
+                lines.append(f"const {element} *const b = copied ? panel : from; const int64_t pitch = copied ? width : {shape.n};")
+                return lines
+        return [*lines, f"const {element} *const b = panel; const int64_t pitch = width;"]
+
+    def _pack_rows(self) -> list[str]:
+        """Copy rows k.. of the right operand's columns to panel[k][width], lanes behind the last column zero."""
+        shape, element = self.shape, self.shape.element
+        lines = ["for (int64_t r = 0; r < count; r++) for (int64_t c = 0; c < width; c += 16)"]
+        full = f"load_{element}(from + r * {shape.n} + c)"
+        if shape.n % LANES:
+            last = f"load_partial_{element}(from + r * {shape.n} + c, {shape.n % LANES})"
+            lines.append(f"if (column + c + 16 > {shape.n}) store_{element}(panel + r * width + c, {last}); else")
+        return [*lines, f"store_{element}(panel + r * width + c, {full});"]
+
+    def _pack_transposed(self) -> list[str]:
+        """The same for a right operand whose rows are the result's columns, in 16 x 16 transposes."""
+        shape, element = self.shape, self.shape.element
+        lines = ["for (int64_t c = 0; c < width; c += 16) for (int64_t r = 0; r < count; r += 16) {"]
+        lines.append(f"const {element} *const x = from + c * {shape.k} + r; {element} *const y = panel + r * width + c;")
+        if element == "f32":
+            whole = ([f"column + c + 16 <= {shape.n}"] if shape.n % LANES else []) + (
+                ["r + 16 <= count"] if shape.k % LANES else []
+            )
+            lines += [f"if ({' && '.join(whole) or 1}) {{", "f32x16 t[16];"]
+            lines.append(f"for (int l = 0; l < 16; l++) t[l] = load_f32(x + l * {shape.k});")
+            lines.append("transpose_f32(t); for (int l = 0; l < 16; l++) store_f32(y + l * width, t[l]);")
+            lines.append("continue; }")
+            if not whole:
+                return [*lines, "}"]
+        lines.append("for (int64_t k = 0; k < 16 && r + k < count; k++) for (int64_t l = 0; l < 16; l++)")
+        inside = f"column + c + l < {shape.n} ? x[l * {shape.k} + k] : 0" if shape.n % LANES else f"x[l * {shape.k} + k]"
+        return [*lines, f"y[k * width + l] = {inside};", "}"]
+
+    # ---- epilogue ----------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> list[str]:
+        """The rows of a tile from the buffer through the epilogue to memory."""
+        shape, element = self.shape, self.shape.element
+        lines = [
+            "for (int64_t r = 0; r < rows; r++) for (int64_t c = 0; c < width; c += 16) {",
+            f"const int64_t i = row + r, j = column + c; const {element}x16 sum = load_{element}(to + r * width + c); (void)i;",
+        ]
+        place = variable("j") + variable(LANE)
+        rest = shape.n % LANES
+        if shape.n >= LANES:
+            lines.append(f"if (j + 16 <= {shape.n}) {{" if rest else "{")
+            lines += [*self._epilogue("sum", variable("i"), place, None), "}"]
+        if rest:
+            lines.append("else {" if shape.n >= LANES else "{")
+            lines += [*self._epilogue("sum", variable("i"), place, str(rest)), "}"]
+        return [*lines, "}"]
 
     def _epilogue(self, register: str, row: Index, column: Index, partial: str | None) -> list[str]:
         """Everything that is computed from one vector of the product, and the stores."""
-        extents = {"lead": math.prod(self.shape.lead), "i": max(self.shape.m, 1), "j": max(self.shape.n - LANES + 1, 1), LANE: LANES}
+        shape = self.shape
+        extents = {"lead": shape.lead, "i": shape.m, "j": max(shape.n - LANES + 1, 1), LANE: min(shape.n, LANES)}
         emitter = self.context.emitter(extents, self.accesses)
         emitter.partial = partial
-        emitter.given[id(self.result)] = Expression(register, self.shape.element)
-        indices = (*self.lead, row, column)
+        emitter.given[id(self.result)] = Expression(register, shape.element)
+        indices = self._indices(row, column, extents)
         for root, access in self.outputs:
             store(emitter, access, indices, emitter.pull(root, indices))
         self.context.functions |= emitter.functions
-        return ["{ " + " ".join(emitter.lines) + " }"]
+        return emitter.lines
+
+    def _indices(self, row: Index, column: Index, extents: dict[str, int]) -> tuple[Index, ...]:
+        """Where element (row, column) of product `lead` lies in the result."""
+        result, lead = self.result.shape, variable("lead")
+        assert self.context.kernel.anchor is not None
+        op: Any = self.context.kernel.anchor.op
+        if op.name == "matmul":
+            return (*unravel(lead, result[:-2], extents), row, column)
+        if op.name == "convolution_weight_gradient":
+            return (lead * self.shape.m + row, column, *(Index() for _ in result[2:]))
+        image, group = divide(lead, op.groups, extents)
+        return (image, group * self.shape.m + row, *unravel(column, result[2:], extents))
 
     # ---- dot products ------------------------------------------------------------------------------------------------
 
-    def _dots(self) -> str:
+    def _dots(self) -> list[str]:
         """Few rows against rows of the right operand: vectors run along k, lanes are added at the end."""
         shape, element, tasks = self.shape, self.shape.element, self.context.kernel.tasks
         width = max(1, min(16 // shape.m, 8, shape.n))
         groups = -(-shape.n // width)
-        items = math.prod(shape.lead) * groups
+        items = shape.lead * groups
         lines = [
             "(void)error;",
             f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
             f"const int64_t lead = item / {groups}, j = item % {groups} * {width};",
-            f"const {element} *const a = {self.a.pointer} + lead * {shape.m * shape.k};",
-            f"const {element} *const b = {self.b.pointer} + lead * {shape.k * shape.n}; (void)lead;",
+            f"const {element} *const a = {self.a.pointer} + {shape.left_at};",
+            f"const {element} *const b = {self.b.pointer} + {shape.right_at}; (void)lead;",
         ]
         whole, rest = shape.n // width * width, shape.n % width
         if whole:
@@ -250,7 +343,11 @@ class _Product:
         if rest:
             lines.append("else {" if whole else "{")
             lines += [*self._dot_tile(rest), "}"]
-        return "\n".join([*lines, "}"])
+        return [*lines, "}"]
+
+    def _load(self, address: str, count: int) -> str:
+        element = self.shape.element
+        return f"load_{element}({address})" if count == LANES else f"load_partial_{element}({address}, {count})"
 
     def _dot_tile(self, width: int) -> list[str]:
         shape, element = self.shape, self.shape.element
@@ -270,5 +367,5 @@ class _Product:
             lines += [f"{{ const int64_t k = {whole};", *step(rest), "}"]
         for r, q in pairs:
             lines.append(f"a{r}_{q} = broadcast_{element}(sum_{element}(a{r}_{q}));")
-            lines += self._epilogue(f"a{r}_{q}", constant(r), variable("j") + constant(q), "1")
+            lines += ["{", *self._epilogue(f"a{r}_{q}", constant(r), variable("j") + constant(q), "1"), "}"]
         return lines

@@ -131,8 +131,13 @@ class _Writer:
         if written.text not in self.names:
             self.names[written.text] = f"kernel{len(self.names)}"
             text = written.text.replace("NAME", self.names[written.text], 1)
-            self.parts.append(Part(text, written.functions, leaf=len(self.parts) == before))
+            self.parts.append(Part(text, written.functions, leaf=len(self.parts) == before and not context.calls))
         return context.kernel, self.names[written.text], written
+
+    def shared(self, name: str, text: str) -> None:
+        if text not in self.names:
+            self.names[text] = name
+            self.parts.append(Part(text, set(), leaf=True))
 
     def constant(self, array: np.ndarray[Any, Any]) -> str:
         name = f"constant{len(self.parts)}"

@@ -34,9 +34,9 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "combine": nests.emit_loops,
     "copy": nests.emit_loops,
     "matmul": products.emit_product,
-    "convolution": nests.emit_contraction,
-    "convolution_input_gradient": nests.emit_contraction,
-    "convolution_weight_gradient": nests.emit_contraction,
+    "convolution": products.emit_product,
+    "convolution_input_gradient": products.emit_product,
+    "convolution_weight_gradient": products.emit_product,
     "max_unpool": nests.emit_unwindow,
     "sum_unpool": nests.emit_unwindow,
     "scatter": accumulation.emit_scatter,
@@ -56,7 +56,7 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
         return control.cond_workspace(kernel, target)
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lanes.convolution_workspace(kernel, block)
-    if kernel.role == "whole" and kernel.kind == "matmul":
+    if kernel.role == "whole" and kernel.anchor is not None and kernel.anchor.op.kind is Kind.CONTRACTION:
         return products.product_workspace(kernel)
     return 0
 

@@ -1,0 +1,140 @@
+"""Register tiles: the innermost loops of row-major products and convolutions, as C functions that kernels share.
+
+A tile is `rows x vectors` numbers of 16 lanes that stay in registers while a sum runs; each step loads `vectors` vectors
+of the right operand and broadcasts one number per row of the left one. The result goes to a small buffer in the first
+cache, where the kernel that called finishes it. A processor with fewer registers walks over the sum several times with
+parts of the tile: each number is still the same chain of multiply-adds, so its bits are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from thalweg.codegen.c.bindings import STATIC, Context
+
+ITEM = {"f32": 4, "f64": 8}
+ACCUMULATORS = {64: 24, 32: 12, 16: 24}  # registers for sums, by bytes of a register
+MOST_VECTORS = {1: 12, 2: 8, 3: 6, 4: 5, 5: 4, 6: 4}  # of a tile with that many rows
+MOST_ROWS = {1: 12, 2: 12, 3: 8, 4: 6}  # of a tile with that many vectors
+
+
+def balanced(extent: int, most: int) -> tuple[int, int, int]:
+    """`extent` in parts of at most `most` that differ by one: how many, the larger size, how many are of that size."""
+    count = -(-extent // most)
+    size = -(-extent // count)
+    return count, size, count - (size * count - extent)
+
+
+def tile_shape(rows: int, vectors: int) -> tuple[int, int]:
+    """The most rows and vectors of the tiles that a result of rows x vectors is cut into."""
+    if rows <= 5:
+        return rows, balanced(vectors, MOST_VECTORS[rows])[1]
+    width = balanced(vectors, 4)[1]
+    return balanced(rows, MOST_ROWS[width])[1], width
+
+
+def product_tile(context: Context, element: str, rows: int, vectors: int) -> str:
+    """The name of `out[r][lane] = sum over k < count of a[r * row + k * step] * b[k * pitch + lane]`.
+
+    `out` has rows of `width`; with `add` the sum is added to it.
+    """
+    name = f"product_{element}_{rows}x{vectors}"
+    head = f"int64_t row, int64_t step, const {element} *b, int64_t pitch, int64_t count, {element} *out, int64_t width, int add"
+
+    def loop(steps: list[str], q: int) -> list[str]:
+        return [
+            f"const {element} *y = b + {q * 16}; int64_t x = 0;",
+            "for (int64_t k = 0; k < count; k++, x += step, y += pitch) {",
+            *steps,
+            "}",
+        ]
+
+    text = _function(element, rows, vectors, f"{STATIC} void {name}(const {element} *a, {head})", "a + {r} * row", loop)
+    return context.shared(name, text)
+
+
+def window_tile(context: Context, element: str, rows: int, vectors: int) -> str:
+    """The name of `out[r][lane] = sum over c < outer, t < inner of
+    a[row[r] + c * a_step + taps[2 * t]] * b[c * b_step + taps[2 * t + 1] + lane]`, else as `product_tile`."""
+    name = f"window_{element}_{rows}x{vectors}"
+    head = (
+        f"const int64_t *row, int64_t a_step, const {element} *b, int64_t b_step, int64_t outer, "
+        f"const int64_t *taps, int64_t inner, {element} *out, int64_t width, int add"
+    )
+
+    def loop(steps: list[str], q: int) -> list[str]:
+        return [
+            f"const {element} *from = b + {q * 16}; int64_t shift = 0;",
+            "for (int64_t c = 0; c < outer; c++, from += b_step, shift += a_step)",
+            "for (int64_t t = 0; t < inner; t++) {",
+            f"const int64_t x = shift + taps[2 * t]; const {element} *y = from + taps[2 * t + 1];",
+            *steps,
+            "}",
+        ]
+
+    text = _function(element, rows, vectors, f"{STATIC} void {name}(const {element} *a, {head})", "a + row[{r}]", loop)
+    return context.shared(name, text)
+
+
+def _function(element: str, rows: int, vectors: int, head: str, left: str, loop) -> str:  # type: ignore[no-untyped-def]
+    """A tile function: for each width of registers the parts that fit into them, one after the other."""
+    lines = [head + " {"]
+    seen: list[tuple[list[int], list[tuple[int, int, int, int]]]] = []
+    for nbytes in ACCUMULATORS:
+        parts = list(_parts(rows, vectors, nbytes, 16 * ITEM[element] // nbytes))
+        if seen and seen[-1][1] == parts:
+            seen[-1][0].append(nbytes)
+        else:
+            seen.append(([nbytes], parts))
+    for number, (sizes, parts) in enumerate(seen):
+        if len(seen) > 1:
+            test = " || ".join(f"TW_BYTES == {size}" for size in sizes)
+            lines.append("#else" if number == len(seen) - 1 else f"#{'el' if number else ''}if {test}")
+        for part in parts:
+            lines += _part(element, part, left, loop)
+    if len(seen) > 1:
+        lines.append("#endif")
+    return "\n".join([*lines, "}", ""])
+
+
+def _parts(rows: int, vectors: int, nbytes: int, registers: int) -> Iterator[tuple[int, int, int, int]]:
+    """Parts of a tile (first row, end, first vector, end) whose sums fit into registers of `nbytes`."""
+    budget = max(1, ACCUMULATORS[nbytes] // registers)
+
+    def cost(size: tuple[int, int]) -> float:
+        r, q = size
+        return -(-rows // r) * -(-vectors // q) * (max(r * q, 0.9 * (r + q)) + 0.1 * (r + q))
+
+    sizes = [(r, q) for r in range(1, rows + 1) for q in range(1, vectors + 1) if r * q <= budget]
+    r, q = min(sizes, key=cost)
+    for row in range(0, rows, r):
+        for vector in range(0, vectors, q):
+            yield row, min(row + r, rows), vector, min(vector + q, vectors)
+
+
+def _part(element: str, part: tuple[int, int, int, int], left: str, loop) -> list[str]:  # type: ignore[no-untyped-def]
+    row, row_end, vector, vector_end = part
+    rows, vectors = range(row_end - row), range(vector_end - vector)
+    pairs = [(r, q) for r in rows for q in vectors]
+    kind = f"{element}x16"
+    lines = ["{", " ".join(f"{kind} s{r}_{q} = broadcast_{element}(0);" for r, q in pairs)]
+    lines += [f"const {element} *const x{r} = {left.format(r=r + row)};" for r in rows]
+    loads = [f"const {kind} y{q} = load_{element}(y + {q * 16});" for q in vectors]
+    spreads = [f"const {kind} w{r} = broadcast_{element}(x{r}[x]);" for r in rows]
+    if len(rows) >= len(vectors):
+        steps = loads + [
+            f"{{ {spreads[r]} " + " ".join(f"s{r}_{q} = fma_{element}(w{r}, y{q}, s{r}_{q});" for q in vectors) + " }"
+            for r in rows
+        ]
+    else:
+        steps = spreads + [
+            f"{{ {loads[q]} " + " ".join(f"s{r}_{q} = fma_{element}(w{r}, y{q}, s{r}_{q});" for r in rows) + " }"
+            for q in vectors
+        ]
+    lines += loop(steps, vector)
+    at = [f"out + {r + row} * width + {(q + vector) * 16}" for r, q in pairs]
+    lines.append("if (add) {")
+    lines += [f"s{r}_{q} = add_{element}(load_{element}({a}), s{r}_{q});" for (r, q), a in zip(pairs, at, strict=True)]
+    lines.append("}")
+    lines += [f"store_{element}({a}, s{r}_{q});" for (r, q), a in zip(pairs, at, strict=True)]
+    return [*lines, "}"]
