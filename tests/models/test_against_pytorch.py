@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import thalweg as tw
-from thalweg import models, nn, optim
+from thalweg import nn, optim
 from thalweg.models import autoencoder, lenet, mlp, resnet
 
 STEPS = 10
@@ -54,13 +54,15 @@ def twin_of(module: types.ModuleType, make: Callable[[Any], Any]) -> Any:
     assert "from thalweg import nn\n" in source
     space = types.ModuleType("twin")
     vars(space)["nn"] = library
-    exec(compile(source.replace("from thalweg import nn\n", ""), "twin", "exec"), vars(space))  # noqa: S102
+    exec(compile(source.replace("from thalweg import nn\n", ""), "twin", "exec"), vars(space))
     return make(space)
 
 
 def batches(shape: tuple[int, ...], dtype: str) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     random = np.random.default_rng(2)
-    return [(random.uniform(size=shape).astype(dtype), random.integers(0, 10, shape[0])) for _ in range(STEPS)]
+    return [
+        (random.uniform(size=shape).astype(dtype), random.integers(0, 10, shape[0])) for _ in range(STEPS)
+    ]
 
 
 def loss_of(functional: Any, model: Any, x: Any, y: Any) -> Any:
@@ -68,7 +70,9 @@ def loss_of(functional: Any, model: Any, x: Any, y: Any) -> Any:
     return functional.mse_loss(result, x) if result.shape == x.shape else functional.cross_entropy(result, y)
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [(None, "float64"), ("numpy", "float64"), ("c", "float64"), ("c", "float32")])
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [(None, "float64"), ("numpy", "float64"), ("c", "float64"), ("c", "float32")]
+)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", CASES)
 def test_ten_steps_are_those_of_pytorch(

@@ -59,7 +59,7 @@ def test_autoencoder_parts_fit() -> None:
     code = model.encode(x)
     assert code.shape == (3, 5)
     np.testing.assert_array_equal(model.decode(code).numpy(), model(x).numpy())
-    assert 0 < model(x).numpy().min() and model(x).numpy().max() < 1
+    assert model(x).numpy().min() > 0 and model(x).numpy().max() < 1
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,9 @@ def stripes(count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def test_lenet_learns_and_backends_agree() -> None:
-    """Eager, interpreted and compiled training give the same losses: relative 1e-4 over 20 steps in float32."""
+    """Eager, interpreted and compiled training give the same losses: relative 1e-4 over 20 steps in
+    float32.
+    """
     x, y = stripes(64)
     tw.manual_seed(0)
     start = models.LeNet()
@@ -116,7 +118,9 @@ def test_lenet_learns_and_backends_agree() -> None:
 def test_train_and_eval_programs_share_parameters() -> None:
     x, y = stripes(16)
     tw.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(676, 2))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(676, 2)
+    )
     optimizer = optim.SGD(model.parameters(), lr=0.05)
     evaluate = tw.compile(model, backend="numpy")
 

@@ -103,7 +103,9 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "options"), CALLS, ids=[f"{i}-{c[0]}" for i, c in enumerate(CALLS)])
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"), CALLS, ids=[f"{i}-{c[0]}" for i, c in enumerate(CALLS)]
+)
 def test_values_and_gradients_are_those_of_pytorch(name: str, arguments: Any, options: Any) -> None:
     torch = pytest.importorskip("torch")
     theirs: list[Any] = []
@@ -127,7 +129,9 @@ def test_values_and_gradients_are_those_of_pytorch(name: str, arguments: Any, op
     cotangent = np.random.default_rng(1).normal(size=found.shape)
     (expected * torch.tensor(cotangent)).sum().backward()
     gradients = tw.gradient((found * cotangent).sum(), wrt=trained_ours)
-    for gradient, other in zip(gradients, [t for t in theirs if getattr(t, "requires_grad", False)], strict=True):
+    for gradient, other in zip(
+        gradients, [t for t in theirs if getattr(t, "requires_grad", False)], strict=True
+    ):
         np.testing.assert_allclose(gradient.numpy(), other.grad.numpy(), rtol=1e-8, atol=1e-11)
 
 
@@ -176,7 +180,10 @@ def test_batch_norm_moves_buffers_and_refuses_other_statistics() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: functional.max_pool2d(LINE, 2), ["max_pool2d", "[batch, channels, height, width]", "unsqueeze(0)"]),
+        (
+            lambda: functional.max_pool2d(LINE, 2),
+            ["max_pool2d", "[batch, channels, height, width]", "unsqueeze(0)"],
+        ),
         (lambda: functional.conv1d(IMAGE, numbers(3, 4, 3)), ["conv1d", "3 axes", "(2, 4, 6, 5)"]),
         (lambda: functional.pad(IMAGE, (1,)), ["two numbers for each axis"]),
     ],
@@ -202,19 +209,23 @@ LOSSES: list[tuple[str, dict[str, Any], np.ndarray[Any, Any], np.ndarray[Any, An
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "given", "target"), LOSSES, ids=[f"{i}-{c[0]}" for i, c in enumerate(LOSSES)])
+@pytest.mark.parametrize(
+    ("name", "options", "given", "target"), LOSSES, ids=[f"{i}-{c[0]}" for i, c in enumerate(LOSSES)]
+)
 def test_losses_are_those_of_pytorch(name: str, options: Any, given: Any, target: Any) -> None:
     torch = pytest.importorskip("torch")
     extra = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
     other, loss = getattr(torch.nn, name)(**extra), getattr(nn, name)(**options)
     expected = other(torch.tensor(given), torch.tensor(target))
     np.testing.assert_allclose(loss(given, target).numpy(), expected.numpy(), rtol=1e-10)
-    np.testing.assert_allclose(tw.compile(loss, backend="numpy")(given, target).numpy(), expected.numpy(), rtol=1e-10)
+    np.testing.assert_allclose(
+        tw.compile(loss, backend="numpy")(given, target).numpy(), expected.numpy(), rtol=1e-10
+    )
     assert list(loss.state_dict()) == list(other.state_dict())
     assert not list(loss.parameters())
 
 
-# ---- initial values ------------------------------------------------------------------------------------------------
+# ---- initial values ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -245,9 +256,13 @@ def test_initial_distributions_are_those_of_pytorch(name: str, shape: tuple[int,
     np.testing.assert_allclose(found.mean(), expected.mean(), atol=0.02 * spread + 1e-9)
     np.testing.assert_allclose(found.std(), spread, rtol=0.02, atol=1e-9)
     if name not in ("normal_", "xavier_normal_", "kaiming_normal_"):  # unbounded
-        np.testing.assert_allclose([found.min(), found.max()], [expected.min(), expected.max()], atol=0.01 * spread)
+        np.testing.assert_allclose(
+            [found.min(), found.max()], [expected.min(), expected.max()], atol=0.01 * spread
+        )
     quantiles = np.linspace(0.05, 0.95, 10)
-    np.testing.assert_allclose(np.quantile(found, quantiles), np.quantile(expected, quantiles), atol=0.03 * spread + 1e-9)
+    np.testing.assert_allclose(
+        np.quantile(found, quantiles), np.quantile(expected, quantiles), atol=0.03 * spread + 1e-9
+    )
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 7), (7, 3), (4, 3, 2)])

@@ -43,10 +43,18 @@ CASES = [
     Case("Conv1d", (3, 4, 3), (2, 3, 9), (2, 4, 7)),
     Case("Conv1d", (4, 6, 3), (2, 4, 9), (2, 6, 5), {"stride": 2, "padding": 1, "groups": 2}),
     Case("Conv2d", (3, 4, 3), (2, 3, 7, 8), (2, 4, 5, 6)),
-    Case("Conv2d", (3, 4, (3, 2)), (2, 3, 7, 8), (2, 4, 4, 7), {"stride": (2, 1), "padding": (1, 0), "bias": False}),
+    Case(
+        "Conv2d",
+        (3, 4, (3, 2)),
+        (2, 3, 7, 8),
+        (2, 4, 4, 7),
+        {"stride": (2, 1), "padding": (1, 0), "bias": False},
+    ),
     Case("Conv2d", (3, 4, 3), (2, 3, 7, 8), (2, 4, 7, 8), {"padding": "same", "dilation": 2}),
     Case("Conv3d", (2, 3, 2), (2, 2, 4, 5, 3), (2, 3, 3, 4, 2)),
-    Case("ConvTranspose1d", (3, 4, 3), (2, 3, 5), (2, 4, 10), {"stride": 2, "padding": 1, "output_padding": 1}),
+    Case(
+        "ConvTranspose1d", (3, 4, 3), (2, 3, 5), (2, 4, 10), {"stride": 2, "padding": 1, "output_padding": 1}
+    ),
     Case("ConvTranspose2d", (4, 6, 3), (2, 4, 3, 4), (2, 6, 5, 7), {"stride": 2, "padding": 1, "groups": 2}),
     Case("ConvTranspose2d", (3, 4, 2), (2, 3, 3, 4), (2, 4, 5, 6), {"dilation": 2, "bias": False}),
     Case("ConvTranspose3d", (2, 3, 2), (2, 2, 3, 2, 3), (2, 3, 6, 4, 6), {"stride": 2}),
@@ -55,7 +63,9 @@ CASES = [
     Case("MaxPool2d", (2,), (2, 3, 7, 8), (2, 3, 4, 4), {"ceil_mode": True}),
     Case("MaxPool3d", ((2, 1, 2),), (2, 3, 4, 3, 5), (2, 3, 2, 3, 2)),
     Case("AvgPool1d", (2,), (2, 3, 7), (2, 3, 3)),
-    Case("AvgPool2d", (3,), (2, 3, 7, 8), (2, 3, 4, 4), {"stride": 2, "padding": 1, "count_include_pad": False}),
+    Case(
+        "AvgPool2d", (3,), (2, 3, 7, 8), (2, 3, 4, 4), {"stride": 2, "padding": 1, "count_include_pad": False}
+    ),
     Case("AvgPool2d", (2,), (2, 3, 4, 4), (2, 3, 2, 2), {"divisor_override": 3}),
     Case("AvgPool3d", (2,), (2, 3, 4, 3, 5), (2, 3, 2, 1, 2)),
     Case("AdaptiveAvgPool1d", (3,), (2, 3, 7), (2, 3, 3)),
@@ -154,7 +164,9 @@ def test_state_values_and_gradients_are_those_of_pytorch(case: Case) -> None:
     other = getattr(torch.nn, case.name)(*case.arguments, **case.options).double()
     theirs = other.state_dict()
     assert list(layer.state_dict()) == list(theirs)
-    assert {k: v.shape for k, v in layer.state_dict().items()} == {k: tuple(v.shape) for k, v in theirs.items()}
+    assert {k: v.shape for k, v in layer.state_dict().items()} == {
+        k: tuple(v.shape) for k, v in theirs.items()
+    }
     assert [n for n, _ in layer.named_parameters()] == [n for n, _ in other.named_parameters()]
     layer.load_state_dict(theirs)
 
@@ -195,9 +207,13 @@ def test_batch_norm_statistics_over_several_steps(momentum: float | None) -> Non
     for step in range(4):
         x = random.normal(2.0, 3.0, size=(5, 3, 4, 2)).astype(np.float32)
         found = (compiled if step % 2 else layer)(x)
-        np.testing.assert_allclose(found.numpy(), other(torch.tensor(x)).detach().numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found.numpy(), other(torch.tensor(x)).detach().numpy(), rtol=1e-4, atol=1e-5
+        )
     for name, value in other.state_dict().items():
-        np.testing.assert_allclose(layer.state_dict()[name], value.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            layer.state_dict()[name], value.numpy(), rtol=1e-5, atol=1e-6, err_msg=name
+        )
     layer.reset_running_stats()
     assert layer.running_mean.numpy().tolist() == [0, 0, 0]
     assert layer.running_var.numpy().tolist() == [1, 1, 1]
@@ -262,7 +278,10 @@ def test_embedding_padding_row_begins_as_zero() -> None:
         (lambda: nn.Conv2d(3, 4, 3, groups=2), ["groups=2", "in_channels=3"]),
         (lambda: nn.Conv2d(3, 4, (3, 3, 3)), ["kernel_size", "2 of them"]),
         (lambda: nn.Conv2d(3, 4, 3, padding=-1), ["padding", "-1"]),
-        (lambda: nn.Conv2d(3, 4, 3)(np.ones((2, 5, 8, 8))), ["Conv2d(3, 4)", "axis 1", "5", "nn.Conv2d(5, 4"]),
+        (
+            lambda: nn.Conv2d(3, 4, 3)(np.ones((2, 5, 8, 8))),
+            ["Conv2d(3, 4)", "axis 1", "5", "nn.Conv2d(5, 4"],
+        ),
         (lambda: nn.Conv2d(3, 4, 3)(np.ones((3, 8, 8))), ["4 axes", "(3, 8, 8)", "unsqueeze(0)"]),
         (lambda: nn.ConvTranspose2d(3, 4, 3)(np.ones((2, 5, 8, 8))), ["axis 1", "5", "3"]),
         (lambda: nn.MaxPool2d(2)(np.ones((3, 8))), ["MaxPool2d", "4 axes", "(3, 8)"]),

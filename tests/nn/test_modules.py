@@ -45,7 +45,7 @@ class Tied(nn.Module):
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 
-# ---- finding the parts --------------------------------------------------------------------------------------------
+# ---- finding the parts -------------------------------------------------------------------------------------
 
 
 def test_parts_are_found_in_attributes_and_containers() -> None:
@@ -74,10 +74,16 @@ def test_parts_are_found_in_attributes_and_containers() -> None:
         "layers.1.1",
         "named.norm",
     ]
-    assert [name for name, _ in model.named_children()] == ["head", "layers.0", "layers.1.0", "layers.1.1", "named.norm"]
+    assert [name for name, _ in model.named_children()] == [
+        "head",
+        "layers.0",
+        "layers.1.0",
+        "layers.1.1",
+        "named.norm",
+    ]
     assert len(list(model.children())) == 5
-    assert list(model.parameters())[0] is model.scale
-    assert list(model.modules())[0] is model
+    assert next(iter(model.parameters())) is model.scale
+    assert next(iter(model.modules())) is model
 
 
 def test_parts_added_later_are_found() -> None:
@@ -101,7 +107,10 @@ def test_a_child_may_refer_to_its_parent() -> None:
 def test_tied_weights_are_one_parameter_with_two_names() -> None:
     model = Tied()
     assert [name for name, _ in model.named_parameters()] == ["encode.weight"]
-    assert [n for n, _ in model.named_parameters(remove_duplicate=False)] == ["encode.weight", "decode.weight"]
+    assert [n for n, _ in model.named_parameters(remove_duplicate=False)] == [
+        "encode.weight",
+        "decode.weight",
+    ]
     assert list(model.state_dict()) == ["encode.weight", "decode.weight"]
     x = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
     loss = (model(x) ** 2).sum()
@@ -109,7 +118,9 @@ def test_tied_weights_are_one_parameter_with_two_names() -> None:
     w = model.encode.weight.numpy().astype(np.float64)
     h = x @ w.T
     g = 2 * (h @ w.T)
-    np.testing.assert_allclose(gradients["encode.weight"].numpy(), g.T @ h + (g @ w).T @ x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        gradients["encode.weight"].numpy(), g.T @ h + (g @ w).T @ x, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_one_module_in_two_places_is_one() -> None:
@@ -127,13 +138,19 @@ def test_holders_are_labelled_with_their_longest_path() -> None:
     assert model[0].weight.name == "Sequential.0.weight"
 
 
-# ---- assignment ----------------------------------------------------------------------------------------------------
+# ---- assignment --------------------------------------------------------------------------------------------
 
 
-def test_a_tensor_does_not_replace_a_parameter() -> None:
+@pytest.mark.parametrize("make", [lambda w: w * 2, lambda w: w.numpy(), lambda w: 0.0])
+def test_a_value_does_not_replace_a_parameter(make: Any) -> None:
     layer = nn.Linear(2, 2)
-    with pytest.raises(ArgumentError, match=r"self\.weight\.assign\(tensor\)"):
-        layer.weight = layer.weight * 2
+    weight = layer.weight
+    with pytest.raises(ArgumentError, match=r"self\.weight\.assign\(value\)"):
+        layer.weight = make(weight)
+    assert layer.weight is weight
+    layer.bias = None  # a layer without bias
+    assert list(layer.state_dict()) == ["weight"]
+    assert layer(np.ones((1, 2), np.float32)).shape == (1, 2)
 
 
 def test_assigning_a_tensor_to_a_buffer_sets_its_value() -> None:
@@ -142,6 +159,9 @@ def test_assigning_a_tensor_to_a_buffer_sets_its_value() -> None:
     model.count = model.count + 1
     assert model.count is buffer
     assert model.count.item() == 1
+    model.count = 7
+    assert (model.count is buffer, model.count.item()) == (True, 7)
+    model.count = np.int64(1)
 
     @tw.compile(backend="numpy")
     def step() -> Any:
@@ -220,7 +240,7 @@ def test_names_of_other_frameworks_are_explained(name: str, words: str) -> None:
 
 
 def test_an_unknown_attribute_is_an_ordinary_error() -> None:
-    with pytest.raises(AttributeError, match="'ReLU' object has no attribute 'wieght'$"):
+    with pytest.raises(AttributeError, match=r"'ReLU' object has no attribute 'wieght'$"):
         nn.ReLU().wieght  # noqa: B018
     assert not hasattr(nn.ReLU(), "wieght")
 
@@ -233,7 +253,7 @@ def test_forward_must_be_defined() -> None:
         Empty()(X)
 
 
-# ---- modes ---------------------------------------------------------------------------------------------------------
+# ---- modes -------------------------------------------------------------------------------------------------
 
 
 def test_train_and_eval_reach_everything() -> None:
@@ -293,7 +313,7 @@ def test_conversion_to_another_dtype() -> None:
         model.to("int32")
 
 
-# ---- state ---------------------------------------------------------------------------------------------------------
+# ---- state -------------------------------------------------------------------------------------------------
 
 
 def test_state_is_a_copy() -> None:
@@ -389,7 +409,9 @@ def test_states_of_pytorch_load() -> None:
     np.testing.assert_array_equal(layer.weight.numpy(), other.weight.detach().numpy())
     layer.load_state_dict(other.to(torch.bfloat16).state_dict())
     np.testing.assert_array_equal(layer.weight.numpy(), other.weight.detach().float().numpy())
-    other.float().load_state_dict({name: torch.from_numpy(value) for name, value in layer.state_dict().items()})
+    other.float().load_state_dict(
+        {name: torch.from_numpy(value) for name, value in layer.state_dict().items()}
+    )
 
 
 def test_tensors_and_parameters_load() -> None:
@@ -419,7 +441,7 @@ def test_loading_keeps_views_of_the_old_value() -> None:
     np.testing.assert_array_equal(view, kept)
 
 
-# ---- copies --------------------------------------------------------------------------------------------------------
+# ---- copies ------------------------------------------------------------------------------------------------
 
 
 def test_deepcopy_is_independent_and_keeps_ties() -> None:
@@ -449,7 +471,7 @@ def test_pickling_is_refused() -> None:
         pickle.dumps(nn.Linear(2, 2))
 
 
-# ---- containers ----------------------------------------------------------------------------------------------------
+# ---- containers --------------------------------------------------------------------------------------------
 
 
 def test_sequential() -> None:
@@ -493,7 +515,10 @@ def test_parameter_list() -> None:
         def __init__(self) -> None:
             self.weights = nn.ParameterList([np.ones(2, np.float32), nn.Parameter(np.zeros(3, np.float32))])
 
-    assert [(name, p.shape) for name, p in Model().named_parameters()] == [("weights.0", (2,)), ("weights.1", (3,))]
+    assert [(name, p.shape) for name, p in Model().named_parameters()] == [
+        ("weights.0", (2,)),
+        ("weights.1", (3,)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -519,14 +544,16 @@ def test_container_lookups_that_fail() -> None:
         nn.ModuleDict({"a": nn.ReLU()})["b"]
 
 
-# ---- looking inside ------------------------------------------------------------------------------------------------
+# ---- looking inside ----------------------------------------------------------------------------------------
 
 
 def test_repr_is_that_of_pytorch() -> None:
     torch = pytest.importorskip("torch")
 
     def build(n: Any) -> Any:
-        return n.Sequential(n.Conv2d(1, 2, 3, padding=1), n.Sequential(n.ReLU(), n.MaxPool2d(2)), n.Linear(4, 2))
+        return n.Sequential(
+            n.Conv2d(1, 2, 3, padding=1), n.Sequential(n.ReLU(), n.MaxPool2d(2)), n.Linear(4, 2)
+        )
 
     assert repr(build(nn)) == repr(build(torch.nn))
 
@@ -557,7 +584,13 @@ def test_summary_adds_up() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5))
     summary = model.summary((4, 1, 8, 8))
     assert summary.parameters == sum(p.size for p in model.parameters()) == 385
-    assert [row.output for row in summary.rows] == ["[4, 5]", "[4, 2, 6, 6]", "[4, 2, 6, 6]", "[4, 72]", "[4, 5]"]
+    assert [row.output for row in summary.rows] == [
+        "[4, 5]",
+        "[4, 2, 6, 6]",
+        "[4, 2, 6, 6]",
+        "[4, 72]",
+        "[4, 5]",
+    ]
     assert [row.parameters for row in summary.rows] == [0, 20, 0, 0, 365]
     # results of the convolution, the ReLU and the linear layer, in float32; flattening makes no new ones
     assert [row.activation_bytes for row in summary.rows] == [0, 4 * 72 * 4, 4 * 72 * 4, 0, 4 * 5 * 4]
@@ -593,7 +626,7 @@ def test_summary_explains_wrong_inputs(inputs: Any) -> None:
         nn.Linear(3, 2).summary(*inputs)
 
 
-# ---- errors that name the place ------------------------------------------------------------------------------------
+# ---- errors that name the place ----------------------------------------------------------------------------
 
 
 class LeNet(nn.Module):
@@ -613,7 +646,15 @@ def test_a_wrong_linear_size_names_the_layer_the_axis_both_sizes_and_the_line(co
     with pytest.raises(ShapeError) as caught:
         call(np.zeros((2, 1, 28, 28), np.float32))
     message = str(caught.value)
-    for words in ("LeNet.fc1", "axis 1", "400", "1176", "nn.Linear(1176, 120)", "test_modules.py", "# the wrong size"):
+    for words in (
+        "LeNet.fc1",
+        "axis 1",
+        "400",
+        "1176",
+        "nn.Linear(1176, 120)",
+        "test_modules.py",
+        "# the wrong size",
+    ):
         assert words in message
 
 

@@ -73,7 +73,9 @@ def test_values_are_those_of_pytorch(name: str, kind: str) -> None:
         warnings.simplefilter("ignore")  # PyTorch warns about its own SequentialLR
         schedule, other = MAKERS[name](optim, ours), MAKERS[name](torch.optim.lr_scheduler, theirs)
         for step in range(STEPS):
-            np.testing.assert_allclose(values(ours), values(theirs), rtol=1e-9, atol=1e-12, err_msg=f"step {step}")
+            np.testing.assert_allclose(
+                values(ours), values(theirs), rtol=1e-9, atol=1e-12, err_msg=f"step {step}"
+            )
             assert schedule.get_last_lr() == [group["lr"] for group in ours.param_groups]
             schedule.step()
             theirs.step()
@@ -173,7 +175,10 @@ def sgd(momentum: float = 0.9) -> Any:
         (lambda: optim.ChainedScheduler([]), "at least one schedule"),
         (lambda: optim.ChainedScheduler([optim.StepLR(sgd(), 1)], sgd()), "belongs to another optimiser"),
         (lambda: optim.StepLR(sgd(), 1).load_state_dict({"step": 3}), "last_epoch"),
-        (lambda: optim.StepLR(sgd(), 1).load_state_dict({"last_epoch": 1, "base_lrs": [1, 2]}), "2 parameter groups"),
+        (
+            lambda: optim.StepLR(sgd(), 1).load_state_dict({"last_epoch": 1, "base_lrs": [1, 2]}),
+            "2 parameter groups",
+        ),
     ],
 )
 def test_wrong_uses_are_explained(call: Any, words: str) -> None:

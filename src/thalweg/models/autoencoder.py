@@ -8,7 +8,9 @@ from thalweg import nn
 
 
 class Autoencoder(nn.Module):
-    """[B, channels, 28, 28] to a code [B, code_size] and back to values between 0 and 1 of the input's shape."""
+    """[B, channels, 28, 28] to a code [B, code_size] and back to values between 0 and 1 of the input's
+    shape.
+    """
 
     def __init__(self, channels: int = 1, code_size: int = 32, width: int = 16) -> None:
         self.width = width

@@ -13,8 +13,8 @@ from thalweg.errors import ArgumentError
 class MLP(nn.Module):
     """Linear layers of the given sizes: `MLP([784, 256, 10])` is 784 to 256 to 10, with ReLU in between.
 
-    All axes but the first are joined, so that images can be passed as they are. `activation` makes an activation layer;
-    `dropout` is the probability of dropping a hidden element in training.
+    All axes but the first are joined, so that images can be passed as they are. `activation` makes an
+    activation layer; `dropout` is the probability of dropping a hidden element in training.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """Residual networks (He et al., 2016): ResNet-18 for ImageNet, and small ones for CIFAR and MNIST.
 
-The names of the layers are torchvision's (`layer1.0.conv1`, `layer2.0.downsample.0`, `fc`), so its checkpoints load.
+The names of the layers are torchvision's (`layer1.0.conv1`, `layer2.0.downsample.0`, `fc`), so its
+checkpoints load.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from thalweg.errors import ArgumentError
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to the input; [B, in, H, W] to [B, out, H / stride, W / stride]."""
+    """Two 3x3 convolutions with batch norm, added to the input; [B, in, H, W] to [B, out, H / stride, W /
+    stride].
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
@@ -34,10 +37,11 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of basic blocks; each stage after the first halves the image. [B, in_channels, H, W] to [B, num_classes].
+    """Stages of basic blocks; each stage after the first halves the image. [B, in_channels, H, W] to [B,
+    num_classes].
 
-    `blocks[i]` blocks of `channels[i]` channels make stage i. `stem="imagenet"` begins with a 7x7 convolution of stride 2
-    and a max pooling, `stem="small"` with a 3x3 convolution that keeps the size.
+    `blocks[i]` blocks of `channels[i]` channels make stage i. `stem="imagenet"` begins with a 7x7 convolution
+    of stride 2 and a max pooling, `stem="small"` with a 3x3 convolution that keeps the size.
     """
 
     def __init__(
@@ -90,7 +94,9 @@ def resnet18(num_classes: int = 1000, in_channels: int = 3) -> ResNet:
 
 
 def resnet20(num_classes: int = 10, in_channels: int = 3) -> ResNet:
-    """ResNet-20 for CIFAR's 32x32 images (He et al., 2016, section 4.2), with convolutions in its two shortcuts."""
+    """ResNet-20 for CIFAR's 32x32 images (He et al., 2016, section 4.2), with convolutions in its two
+    shortcuts.
+    """
     return ResNet((3, 3, 3), (16, 32, 64), num_classes, in_channels)
 
 

@@ -137,7 +137,8 @@ class ModuleDict(_Container[Module]):
     def __getitem__(self, name: str) -> Module:
         if name not in self._entries:
             raise KeyError(
-                f"{name!r} is not in this ModuleDict; it has {', '.join(map(repr, self._entries)) or 'nothing'}"
+                f"{name!r} is not in this ModuleDict; it has "
+                f"{', '.join(map(repr, self._entries)) or 'nothing'}"
             )
         return self._entries[name]
 

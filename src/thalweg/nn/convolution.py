@@ -65,7 +65,8 @@ class _Convolution(Module):
             refuse_shape(
                 f"{type(self).__name__}({self.in_channels}, {self.out_channels}) needs an input with "
                 f"{self.in_channels} channels on axis 1, received {x.shape[1]} (shape {tuple(x.shape)}); "
-                f"write nn.{type(self).__name__}({x.shape[1]}, {self.out_channels}, ...), or check the order of axes"
+                f"write nn.{type(self).__name__}({x.shape[1]}, {self.out_channels}, ...), or check the "
+                "order of axes"
             )
         return x
 

@@ -106,7 +106,7 @@ def _image(name: str, x: Any, rank: int) -> Any:
     return x
 
 
-# ---- activations -------------------------------------------------------------------------------------------
+# ---- activations ------------------------------------------------------------------------------------------
 
 
 def leaky_relu(input: Any, negative_slope: float = 0.01) -> Any:
@@ -149,7 +149,7 @@ def glu(input: Any, dim: int = -1) -> Any:
     return activations.glu(input, dim)
 
 
-# ---- convolution -------------------------------------------------------------------------------------------
+# ---- convolution ------------------------------------------------------------------------------------------
 
 
 def conv1d(
@@ -266,7 +266,7 @@ def _conv_transpose(
     )
 
 
-# ---- pooling -----------------------------------------------------------------------------------------------
+# ---- pooling ----------------------------------------------------------------------------------------------
 
 
 def _max_pool(
@@ -430,7 +430,7 @@ def adaptive_max_pool3d(input: Any, output_size: Any) -> Any:
     return pooling.adaptive_max_pool(_image("adaptive_max_pool3d", input, 3), output_size)
 
 
-# ---- normalisation -----------------------------------------------------------------------------------------
+# ---- normalisation ----------------------------------------------------------------------------------------
 
 
 def batch_norm(
@@ -458,7 +458,8 @@ def batch_norm(
     if running_mean is not None and running_var is not None:
         if not (isinstance(running_mean, Buffer) and isinstance(running_var, Buffer)):
             raise ArgumentError(
-                "batch_norm in training updates running_mean and running_var, which must be buffers; write nn.Buffer(...)"
+                "batch_norm in training updates running_mean and running_var, which must be buffers; "
+                "write nn.Buffer(...)"
             )
         count = result.size // result.shape[1]
         with no_grad():
@@ -501,7 +502,7 @@ def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> A
     return x / maximum(norm, eps)
 
 
-# ---- dropout, lookup, padding ------------------------------------------------------------------------------
+# ---- dropout, lookup, padding -----------------------------------------------------------------------------
 
 
 def dropout(input: Any, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Any:
@@ -533,12 +534,16 @@ def dropout3d(input: Any, p: float = 0.5, training: bool = True, generator: Gene
 
 
 def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Any:
-    """Row `input[..]` of `weight` [rows, features] for every index; row `padding_idx` receives no gradient."""
+    """Row `input[..]` of `weight` [rows, features] for every index; row `padding_idx` receives no
+    gradient.
+    """
     return lookup(weight, input, padding_idx=padding_idx)
 
 
 def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Any:
-    """Padding given from the last axis backwards: (left, right, top, bottom, ...). Negative numbers cut off."""
+    """Padding given from the last axis backwards: (left, right, top, bottom, ...). Negative numbers cut
+    off.
+    """
     x = operand(input)
     if len(pad) % 2 or len(pad) > 2 * x.ndim:
         refuse_shape(f"pad needs two numbers for each axis, at most {x.ndim} axes, received {tuple(pad)}")
@@ -549,7 +554,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
     return movement.pad(x, width, value)
 
 
-# ---- losses ------------------------------------------------------------------------------------------------
+# ---- losses -----------------------------------------------------------------------------------------------
 
 
 def cross_entropy(

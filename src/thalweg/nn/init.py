@@ -38,7 +38,9 @@ def _check(parameter: Any) -> None:
 
 
 def _words(count: int, generator: Generator | None) -> Array:
-    """Random 64-bit words: one call of the generator, by NumPy's Philox, which is fast and the same everywhere."""
+    """Random 64-bit words: one call of the generator, by NumPy's Philox, which is fast and the same
+    everywhere.
+    """
     state = (default_generator if generator is None else generator).draw()[0].numpy().astype(np.uint64)
     seed, call = state[0] | state[1] << np.uint64(32), state[2] | state[3] << np.uint64(32)
     key = np.array([seed, call], np.uint64)
@@ -72,7 +74,7 @@ def _normal(
     return (mean + std * drawn).reshape(shape)
 
 
-# ---- fixed distributions -----------------------------------------------------------------------------------
+# ---- fixed distributions ----------------------------------------------------------------------------------
 
 
 def constant_(parameter: Any, val: float) -> Any:
@@ -122,7 +124,8 @@ def trunc_normal_(
     mass = (math.erf((b - mean) / (std * math.sqrt(2))) - math.erf((a - mean) / (std * math.sqrt(2)))) / 2
     if not mass > 1e-3:
         raise ArgumentError(
-            f"trunc_normal_: the range from {a} to {b} holds a share of {mass:.1e} of a normal distribution with mean "
+            f"trunc_normal_: the range from {a} to {b} holds a share of {mass:.1e} of a normal "
+            "distribution with mean "
             f"{mean} and standard deviation {std}; choose a range around the mean"
         )
     values = _normal((parameter.size,), mean, std, parameter.dtype, generator)
@@ -133,7 +136,7 @@ def trunc_normal_(
     return _fill(parameter, values.reshape(parameter.shape))
 
 
-# ---- distributions that follow from the layer's size -------------------------------------------------------
+# ---- distributions that follow from the layer's size ------------------------------------------------------
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -157,7 +160,9 @@ _GAINS = {
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
-    """The factor that keeps the variance through a nonlinearity; `param` is the slope of "leaky_relu" (0.01)."""
+    """The factor that keeps the variance through a nonlinearity; `param` is the slope of "leaky_relu"
+    (0.01).
+    """
     if nonlinearity == "leaky_relu":
         return math.sqrt(2.0 / (1 + (0.01 if param is None else param) ** 2))
     if nonlinearity not in _GAINS:

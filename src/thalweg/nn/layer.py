@@ -1,4 +1,6 @@
-"""What layers share: checked sizes, new parameters, and shape errors that name the layer and the user's line."""
+"""What layers share: checked sizes, new parameters, and shape errors that name the layer and the user's
+line.
+"""
 
 from __future__ import annotations
 

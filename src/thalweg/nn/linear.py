@@ -48,7 +48,8 @@ class Linear(Module):
             )
             advice = f"; write nn.Linear({x.shape[-1]}, {self.out_features}), or reshape x" if x.ndim else ""
             refuse_shape(
-                f"Linear(in_features={self.in_features}, out_features={self.out_features}) needs an input with "
+                f"Linear(in_features={self.in_features}, out_features={self.out_features}) needs an "
+                "input with "
                 f"{self.in_features} elements on its last axis, received {received}{advice}"
             )
         return linear(x, self.weight, self.bias)

@@ -22,7 +22,7 @@ from thalweg import types
 from thalweg.errors import ArgumentError, TraceError
 from thalweg.graph import module_scope
 from thalweg.nn.state import check_entries
-from thalweg.tensor.state import Buffer, Parameter, bump_epoch
+from thalweg.tensor.state import Buffer, Holder, Parameter, bump_epoch
 from thalweg.tensor.tensor import Tensor, tensor
 from thalweg.tensor.trace import tracing
 
@@ -62,11 +62,14 @@ _known_paths: weakref.WeakKeyDictionary[Module, tuple[int, dict[int, str]]] = we
 
 
 def structure_changes() -> None:
-    """Note that some module is about to gain or lose a parameter, buffer or module; an error inside a trace."""
+    """Note that some module is about to gain or lose a parameter, buffer or module; an error inside a
+    trace.
+    """
     global _structure
     if tracing():
         raise TraceError(
-            "a parameter, buffer or module is being assigned inside a compiled function; a model's values may change "
+            "a parameter, buffer or module is being assigned inside a compiled function; a model's "
+            "values may change "
             "there, its structure may not. Build the model before the compiled function is called; write "
             "parameter.assign(value) to change a value"
         )
@@ -83,7 +86,9 @@ class Module:
     training: bool = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The computation of the module; call the module itself, not this method, so that errors can name it."""
+        """The computation of the module; call the module itself, not this method, so that errors can name
+        it.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no forward method; define forward(self, x)")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,19 +101,18 @@ class Module:
             _running.observer(path, self, result)
         return result
 
-    # ---- attributes ----------------------------------------------------------------------------------------
+    # ---- attributes ---------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
         previous = vars(self).get(name)
-        if isinstance(value, Tensor) and not isinstance(value, (Parameter, Buffer)):
+        if isinstance(previous, Holder) and _is_value(value):
             if isinstance(previous, Buffer):
                 previous.assign(value)
                 return
-            if isinstance(previous, Parameter):
-                raise ArgumentError(
-                    f"{type(self).__name__}.{name} is a parameter and a tensor would replace it; write "
-                    f"self.{name}.assign(tensor) to change its value, or nn.Parameter(tensor) for a new parameter"
-                )
+            raise ArgumentError(
+                f"{type(self).__name__}.{name} is a parameter and a {type(value).__name__} would replace it; write "
+                f"self.{name}.assign(value) to change its value, or nn.Parameter(value) for a new parameter"
+            )
         if previous is not value and (_holds_state(value) or _holds_state(previous)):
             structure_changes()
         object.__setattr__(self, name, value)
@@ -120,7 +124,7 @@ class Module:
         object.__delattr__(self, name)
         bump_epoch()
 
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:
         # Only reached when the attribute does not exist.
         hint = f"; here, write {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
         raise AttributeError(
@@ -133,7 +137,7 @@ class Module:
         """
         yield from vars(self).items()
 
-    # ---- what the module consists of -----------------------------------------------------------------------
+    # ---- what the module consists of ----------------------------------------------------------------------
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """Name and module of every direct child, each once."""
@@ -162,7 +166,9 @@ class Module:
             yield module
 
     def named_parameters(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
-        """Path and parameter of everything trainable or frozen; tied parameters once, unless asked otherwise."""
+        """Path and parameter of everything trainable or frozen; tied parameters once, unless asked
+        otherwise.
+        """
         yield from self._named(Parameter, remove_duplicate)
 
     def parameters(self) -> Iterator[Parameter]:
@@ -195,7 +201,7 @@ class Module:
                     _label(found, f"{type(self).__name__}.{full}")
                     yield full, found
 
-    # ---- changes to the whole ------------------------------------------------------------------------------
+    # ---- changes to the whole -----------------------------------------------------------------------------
 
     def train(self: M, mode: bool = True) -> M:
         """Set `training` here and in every module below; returns the module."""
@@ -211,7 +217,9 @@ class Module:
         return self.train(False)
 
     def requires_grad_(self: M, requires_grad: bool = True) -> M:
-        """Set `trainable` of every parameter: `requires_grad_(False)` freezes the module; returns the module."""
+        """Set `trainable` of every parameter: `requires_grad_(False)` freezes the module; returns the
+        module.
+        """
         for parameter in self.parameters():
             parameter.trainable = requires_grad
         return self
@@ -223,7 +231,9 @@ class Module:
         return self
 
     def to(self: M, dtype: Any) -> M:
-        """Convert all floating-point parameters and buffers, in place, to another dtype; returns the module."""
+        """Convert all floating-point parameters and buffers, in place, to another dtype; returns the
+        module.
+        """
         if tracing():
             raise TraceError("to cannot be called inside a compiled function; convert the model before")
         target = types.dtype(dtype)
@@ -234,7 +244,7 @@ class Module:
                 holder.convert(target)
         return self
 
-    # ---- state ---------------------------------------------------------------------------------------------
+    # ---- state --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
         """Path -> copy of the value, as a NumPy array, of every parameter and buffer.
@@ -262,7 +272,8 @@ class Module:
         """
         if tracing():
             raise TraceError("load_state_dict cannot be called inside a compiled function; call it before")
-        checked = check_entries(type(self).__name__, list(self._holders()), state, strict)
+        advice = "strict=False ignores missing and unexpected names, not misshapen entries"
+        checked = check_entries(type(self).__name__, list(self._holders()), state, strict, advice)
         for holder, value in checked:
             holder.replace(value)
         return self
@@ -304,7 +315,7 @@ class Module:
             "model.save(path) and, where it is needed, build the model and call model.load(path)"
         )
 
-    # ---- looking inside ------------------------------------------------------------------------------------
+    # ---- looking inside -----------------------------------------------------------------------------------
 
     def intermediates(self, *inputs: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Path -> output of each module below this one, for these inputs; `names` selects some of them.
@@ -357,8 +368,15 @@ class Module:
         return "\n".join([f"{name}(", *(f"  {line}" for line in ([extra] if extra else []) + lines), ")"])
 
 
+def _is_value(item: Any) -> bool:
+    """Whether an object can be the value of a parameter or buffer, and is neither itself."""
+    return isinstance(item, (Tensor, np.ndarray, np.generic, int, float)) and not isinstance(item, Holder)
+
+
 def _as_tensor(item: Any) -> Any:
-    """An argument of the outermost module: arrays become tensors, so that `x.flatten(1)` means what it says."""
+    """An argument of the outermost module: arrays become tensors, so that `x.flatten(1)` means what it
+    says.
+    """
     return tensor(item) if isinstance(item, np.ndarray) else item
 
 
@@ -419,7 +437,9 @@ def _entered(module: Module) -> Iterator[str]:
 
 
 def _unknown_path(module: Module) -> str:
-    """The path of a module that a plain list has gained unnoticed, or that does not belong to the running root."""
+    """The path of a module that a plain list has gained unnoticed, or that does not belong to the running
+    root.
+    """
     assert _running.root is not None
     _running.paths = _paths(_running.root, anew=True)
     return _running.paths.setdefault(id(module), f"{_running.scopes[-1]}.{type(module).__name__}")

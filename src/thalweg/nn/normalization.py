@@ -79,7 +79,8 @@ class _BatchNorm(_Affine):
         x = operand(x)
         if x.ndim not in self.axes or x.shape[1] != self.num_features:
             refuse_shape(
-                f"{type(self).__name__}({self.num_features}) needs an input {self.shape} with {self.num_features} "
+                f"{type(self).__name__}({self.num_features}) needs an input {self.shape} with "
+                f"{self.num_features} "
                 f"channels on axis 1, received shape {tuple(x.shape)}"
             )
         use_batch = self.training or self.running_mean is None
@@ -164,7 +165,8 @@ class _OverLastAxes(_Affine):
         x = operand(x)
         if tuple(x.shape[-len(self.normalized_shape) :]) != self.normalized_shape:
             refuse_shape(
-                f"{type(self).__name__}({self.normalized_shape}) needs an input whose last axes have these sizes, "
+                f"{type(self).__name__}({self.normalized_shape}) needs an input whose last axes have "
+                "these sizes, "
                 f"received shape {tuple(x.shape)}"
             )
         return x
@@ -196,7 +198,9 @@ class LayerNorm(_OverLastAxes):
 
 
 class RMSNorm(_OverLastAxes):
-    """Divided by the root mean square over the last axes, of sizes `normalized_shape`, then times `weight`."""
+    """Divided by the root mean square over the last axes, of sizes `normalized_shape`, then times
+    `weight`.
+    """
 
     def __init__(
         self,
@@ -239,7 +243,8 @@ class GroupNorm(_Affine):
         x = operand(x)
         if x.ndim < 2 or x.shape[1] != self.num_channels:
             refuse_shape(
-                f"GroupNorm({self.num_groups}, {self.num_channels}) needs an input [batch, channels, ...] with "
+                f"GroupNorm({self.num_groups}, {self.num_channels}) needs an input [batch, channels, "
+                "...] with "
                 f"{self.num_channels} channels on axis 1, received shape {tuple(x.shape)}"
             )
         return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

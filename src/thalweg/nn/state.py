@@ -34,12 +34,17 @@ def as_array(value: Any) -> Array:
 
 
 def check_entries(
-    owner: str, holders: Sequence[tuple[str, Any]], state: Mapping[str, Any], strict: bool
+    owner: str,
+    holders: Sequence[tuple[str, Any]],
+    state: Mapping[str, Any],
+    strict: bool = True,
+    advice: str = "",
 ) -> list[tuple[Any, Array]]:
     """Pairs of holder and new value, each holder once; `holders` may name one holder several times.
 
     Raises `ArgumentError` listing missing and unexpected names (where `strict`), entries of another shape or
-    kind of dtype, and names of one holder with different values.
+    kind of dtype, and names of one holder with different values; `advice` is added where names are the
+    problem.
     """
     if not isinstance(state, Mapping):
         raise ArgumentError(
@@ -71,7 +76,7 @@ def check_entries(
             found.append((holder, values[0]))
     expected = {name for name, _ in holders}
     unexpected = [str(name) for name in state if name not in expected]
-    _refuse(owner, missing if strict else [], unexpected if strict else [], wrong)
+    _refuse(owner, missing if strict else [], unexpected if strict else [], wrong, advice)
     return found
 
 
@@ -90,7 +95,7 @@ def _fit(value: Any, shape: tuple[int, ...], dtype: DType) -> tuple[Array, str]:
     return np.array(array, dtype.numpy, order="C"), ""
 
 
-def _refuse(owner: str, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
+def _refuse(owner: str, missing: list[str], unexpected: list[str], wrong: list[str], advice: str) -> None:
     parts = []
     for title, entries in (("missing", missing), ("unexpected", unexpected), ("misshapen", wrong)):
         if entries:
@@ -98,15 +103,5 @@ def _refuse(owner: str, missing: list[str], unexpected: list[str], wrong: list[s
             more = [f"... and {len(entries) - len(shown)} more"] if len(entries) > len(shown) else []
             parts.append(f"  {title} ({len(entries)}):\n" + "\n".join(f"    {line}" for line in shown + more))
     if parts:
-        advice = (
-            ""
-            if wrong and not (missing or unexpected)
-            else (
-                "\nstrict=False loads what fits by name"
-                if not wrong
-                else "\nstrict=False ignores missing and unexpected names, not misshapen entries"
-            )
-        )
-        raise ArgumentError(
-            f"the state does not fit {owner}; nothing was loaded:\n" + "\n".join(parts) + advice
-        )
+        parts += [advice] if advice and (missing or unexpected) else []
+        raise ArgumentError(f"the state does not fit {owner}; nothing was loaded:\n" + "\n".join(parts))

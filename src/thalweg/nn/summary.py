@@ -1,7 +1,8 @@
-"""The table that `Module.summary` gives: what each layer costs, found by tracing the forward pass without running it.
+"""The table that `Module.summary` gives: what each layer costs, found by tracing the forward pass without
+running it.
 
-In: a module and stand-ins for its inputs. Out: `Summary`, which prints as a table. Nodes of the traced graph are counted
-for the innermost module that made them, so that the rows add up to the totals.
+In: a module and stand-ins for its inputs. Out: `Summary`, which prints as a table. Nodes of the traced graph
+are counted for the innermost module that made them, so that the rows add up to the totals.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def size_text(count: int) -> str:
 
 
 def summarize(module: Module, inputs: Sequence[Any], dtype: Any) -> Summary:
-    """The summary of a module for these inputs: tensors, arrays, `tw.spec` stand-ins, or shapes (of `dtype`)."""
+    """The summary of a module for these inputs: tensors, arrays, `tw.spec` stand-ins, or shapes (of
+    `dtype`).
+    """
     from thalweg.nn.module import observed
 
     if not inputs:

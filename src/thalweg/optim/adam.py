@@ -159,7 +159,9 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay: every step first multiplies the parameter by 1 - lr * weight_decay."""
+    """Adam with decoupled weight decay: every step first multiplies the parameter by 1 - lr *
+    weight_decay.
+    """
 
     _update = staticmethod(adamw_update)
 

@@ -49,7 +49,9 @@ class Schedule:
             group["lr"] = rate
 
     def step(self) -> None:
-        """Go on by one step. To be called outside compiled functions, which read the new value by themselves."""
+        """Go on by one step. To be called outside compiled functions, which read the new value by
+        themselves.
+        """
         self.write(self.last_epoch + 1)
         self.last_epoch += 1
 
@@ -103,7 +105,8 @@ class LambdaLR(Schedule):
         self.lr_lambdas = [lr_lambda] * groups if callable(lr_lambda) else list(lr_lambda)
         if len(self.lr_lambdas) != groups:
             raise ArgumentError(
-                f"LambdaLR: {len(self.lr_lambdas)} functions for {groups} parameter groups; give one function, "
+                f"LambdaLR: {len(self.lr_lambdas)} functions for {groups} parameter groups; give one "
+                "function, "
                 "or one for each group"
             )
         super().__init__(optimizer)
@@ -197,7 +200,9 @@ class PolynomialLR(Schedule):
 
 
 class CosineAnnealingLR(Schedule):
-    """Half a cosine from the initial rate down to `eta_min` in `T_max` steps (Loshchilov and Hutter, 2017)."""
+    """Half a cosine from the initial rate down to `eta_min` in `T_max` steps (Loshchilov and Hutter,
+    2017).
+    """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         _positive("T_max", T_max, "CosineAnnealingLR")
@@ -262,7 +267,8 @@ class OneCycleLR(Schedule):
             for group in optimizer.param_groups:
                 if "betas" not in group and not group.get("momentum"):
                     raise ArgumentError(
-                        "OneCycleLR cycles the momentum, which this optimiser does not use; give the optimiser a "
+                        "OneCycleLR cycles the momentum, which this optimiser does not use; give the "
+                        "optimiser a "
                         "momentum, or write OneCycleLR(..., cycle_momentum=False)"
                     )
         super().__init__(optimizer)
@@ -337,7 +343,8 @@ class _Combined(Schedule):
         super()._check_state(state)
         if len(state["schedulers"]) != len(self.schedulers):
             raise ArgumentError(
-                f"the saved {type(self).__name__} has {len(state['schedulers'])} parts, this one {len(self.schedulers)}"
+                f"the saved {type(self).__name__} has {len(state['schedulers'])} parts, this one "
+                f"{len(self.schedulers)}"
             )
         for part, saved in zip(self.schedulers, state["schedulers"], strict=True):
             part._check_state(saved)
