@@ -637,7 +637,7 @@ def _clip(x: Any, low: Any = None, high: Any = None) -> Any:
 def _clip_gradient(inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
     x, low, high = inputs
     g = cotangents[0]
-    zero = g * 0.0
+    zero = broadcast_together(operand(0, g.dtype), g)[0]  # not g * 0: NaN where g is not finite
     below = None if low is None else less(x, low)
     # where low > high the result is high, wherever x is
     above = None if high is None else less(high, x if low is None else maximum(x, low))
