@@ -111,7 +111,8 @@ class Module:
                 return
             raise ArgumentError(
                 f"{type(self).__name__}.{name} is a parameter and a {type(value).__name__} would replace it; "
-                f"write self.{name}.assign(value) to change its value, or nn.Parameter(value) for a new parameter"
+                f"write self.{name}.assign(value) to change its value, or "
+                "nn.Parameter(value) for a new parameter"
             )
         if previous is not value and (_holds_state(value) or _holds_state(previous)):
             structure_changes()
