@@ -410,6 +410,7 @@ class _Buffers:
         assert self.batch is not None
         kernels: list[Kernel] = []
         lanes: dict[int, Buffer] = {}
+        blocked = self._blocked(phase)
         for kernel in phase.kernels:
             for value in kernel.reads:
                 axis = self.batch.of(value)
@@ -417,7 +418,7 @@ class _Buffers:
                     axis is not None
                     and id(value) not in lanes
                     and id(value) not in produced
-                    and value.ndim > 1
+                    and (value.ndim > 1 or id(value) in blocked)
                 ):
                     lanes[id(value)] = self._lane(value, axis, number, "pack")
                     kernels.append(
@@ -432,18 +433,26 @@ class _Buffers:
                 axis = self.batch.of(root)
                 assert axis is not None
                 outside = id(root) in self.fusion.results or self._read_later(root, number)
-                if root.ndim > 1 or not outside:
+                in_block = root.ndim > 1 or id(root) in blocked
+                if in_block or not outside:
                     lanes[id(root)] = self._reused(kernel, root, lanes, phase) or self._lane(
                         root, axis, number
                     )
                 if outside:
                     if id(root) not in self.rows:
                         self._row(root, root.node.op.name if root.node else "value", Scope.PROGRAM)
-                    if root.ndim > 1:
+                    if in_block:
                         kernels.append(
                             Kernel("unpack", [root], [], [root], role="map", traffic=2 * root.type.nbytes)
                         )
         phase.kernels = kernels
+
+    def _blocked(self, phase: Phase) -> set[int]:
+        """Ids of the values that a template reads in blocks. Only loops can read one number per sample as it lies
+        in row-major memory."""
+        looping, alias = self.plan.target.support.looping, self.plan.alias
+        anchors = [k.anchor for k in phase.kernels if k.anchor is not None and k.anchor.op.name not in looping]
+        return {id(alias.get(id(v), v)) for anchor in anchors for v in anchor.inputs}
 
     def _lane(self, value: Value, axis: int, number: int, what: str = "") -> Buffer:
         name = (value.node.op.name if value.node is not None else "input") + (f" ({what})" if what else "")
