@@ -212,7 +212,8 @@ def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call]) -> str:
     ]
     for kernel, function, written in calls:
         arguments = _arguments(plan, kernel, written, True)
-        lines.append(f"{function}({arguments}, count, origin, first, &x->error); {_comment(kernel)}")
+        arguments += ", " if arguments else ""
+        lines.append(f"{function}({arguments}count, origin, first, &x->error); {_comment(kernel)}")
     return "\n".join([*lines, "}}"])
 
 
