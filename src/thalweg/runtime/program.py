@@ -195,9 +195,13 @@ class NativeProgram:
             position += 1
         held = []  # while we refer to an array that is only read, no other program overwrites it
         for holder, changes in self.states:
-            array = holder.storage_for_update() if changes else holder.data
-            held.append(array)
-            pointers[position] = array.ctypes.data
+            if changes:  # under the lock of the state
+                holder.storage_for_update()
+                pointers[position] = holder.address
+            else:
+                array = holder.data
+                held.append(array)
+                pointers[position] = array.ctypes.data
             position += 1
         for array in outputs:
             pointers[position] = array.ctypes.data

@@ -131,10 +131,10 @@ class Holder(Tensor):
     or `Buffer`.
     """
 
-    __slots__ = ("_array", "_leaf", "_lock", "_type", "name", "version")
+    __slots__ = ("_array", "_leaf", "_lock", "_type", "address", "name", "version")
 
     def __init__(self, data: Any, dtype: Any = None, name: str = "") -> None:
-        self._array = own_storage(as_array(data, dtype))
+        self._hold(own_storage(as_array(data, dtype)))
         self._type = types.type_of(self._array)
         self._trace = None
         self._leaf: Value | None = None
@@ -211,11 +211,16 @@ class Holder(Tensor):
     def _store(self, array: Array) -> None:
         lock = acquire(self)
         try:
-            self._array = array
+            self._hold(array)
             self._leaf = None
             self.version += 1
         finally:
             lock.release()
+
+    def _hold(self, array: Array) -> None:
+        """Let `array` be the storage. Its address is kept because programs need it at every call."""
+        self._array = array
+        self.address = array.ctypes.data
 
     def convert(self, dtype: Any) -> None:
         """Change the element type, and the value with it, outside traces. Programs that use the holder are
@@ -240,7 +245,7 @@ class Holder(Tensor):
         views keep their values. Call it while holding the state's lock."""
         self._leaf = None
         if not _COUNTED or self._references() > _UNSHARED:
-            self._array = own_storage(self._array)
+            self._hold(own_storage(self._array))
         self.version += 1
         return self._array
 
