@@ -21,7 +21,8 @@ from thalweg.graph.core import Graph, Node, Op, State, Value
 from thalweg.types import Span, Type
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_USER_CODE = (os.path.join(_PACKAGE, "models") + os.sep,)  # models are written like a user's code
+# Models and the command line are written like a user's code.
+_USER_CODE = tuple(os.path.join(_PACKAGE, part) + os.sep for part in ("models", "cli"))
 _libraries: list[str] = [_PACKAGE]
 
 

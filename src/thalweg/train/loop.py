@@ -63,7 +63,8 @@ def fit(
     * `loss(outputs, targets)` gives the scalar to be minimised, the mean over the batch.
     * `metrics`: functions of (outputs, targets), such as `[train.accuracy]`; each gives a value per sample or
       a scalar.
-    * `validation`: a loader that the model is evaluated on after every epoch.
+    * `validation`: a loader that the model is evaluated on after every epoch; for another name in the history
+      than "validation", or for several, a dict: `{"test": loader}`.
     * `schedule` is stepped after every "step" or "epoch" (`schedule_every`).
     * `callbacks` are called with the history after every epoch; one that returns True ends the training.
     * `checkpoint`: a file that is written after every epoch, and when Ctrl-C stops the training; `metadata`
@@ -77,7 +78,10 @@ def fit(
     run = _Run(model, loader, optimizer, epochs, schedule, schedule_every, generator)
     run.evaluator = _Evaluator(model, loss, named_metrics(metrics), backend)
     run.step = _training_step(model, loss, run.evaluator.metrics, optimizer, backend)
-    run.validation, run.callbacks, run.shown = validation, tuple(callbacks), progress
+    run.validation = validation if isinstance(validation, Mapping) else {"validation": validation}
+    if validation is None:
+        run.validation = {}
+    run.callbacks, run.shown = tuple(callbacks), progress
     run.checkpoint, run.metadata = checkpoint, dict(metadata or {})
     if resume is not None:
         run.resume(resume)
@@ -222,7 +226,7 @@ class _Run:
 
     evaluator: _Evaluator
     step: Any
-    validation: Any
+    validation: Mapping[str, Any]
     callbacks: tuple[Callback, ...]
     shown: bool
     checkpoint: Path | None
@@ -270,17 +274,27 @@ class _Run:
         began = time.perf_counter()
         if not self.model.training:
             self.model.train()
+        failure: DataError | None = None
         with Interrupt(self.shown) as interrupt:
             while len(self.history.epochs) < self.epochs and not interrupt.requested:
-                if self._epoch(interrupt) and self._callbacks():
+                finished = self._epoch(interrupt)
+                failure = self._save()
+                self.history.seconds = time.perf_counter() - began
+                if finished and self._callbacks():
                     break
-        self.history.seconds = time.perf_counter() - began
+                if failure is not None and len(self.history.epochs) < self.epochs and not interrupt.requested:
+                    warnings.warn(f"{failure}; the training goes on", stacklevel=3)
         if interrupt.requested and len(self.history.epochs) < self.epochs:
             self.history.interrupted = True
-            saved = "" if self.checkpoint is None else f"; the checkpoint is {os.fspath(self.checkpoint)}"
-            done, began_epochs = len(self.history.losses), len(self.history.epochs) + bool(self.averages)
-            line(f"stopped after step {done}, in epoch {began_epochs} of {self.epochs}{saved}", self.shown)
+            self._say_stopped(saved=failure is None)
+        if failure is not None:
+            raise failure
         return self.history
+
+    def _say_stopped(self, saved: bool) -> None:
+        where = f"; the checkpoint is {os.fspath(self.checkpoint)}" if self.checkpoint and saved else ""
+        done, epoch = len(self.history.losses), len(self.history.epochs) + bool(self.averages)
+        line(f"stopped after step {done}, in epoch {epoch} of {self.epochs}{where}", self.shown)
 
     def _callbacks(self) -> bool:
         """Call all of them; whether one asks to stop."""
@@ -303,27 +317,20 @@ class _Run:
         finally:
             bar.close()
         if interrupt.requested:
-            self._save()
             return False
         if not self.averages["loss"].count:
             raise DataError("the loader gave no batch; is the data set empty, or an iterator used up?")
         values = {name: average.value for name, average in self.averages.items()}
         self.averages = {}
-        if self.validation is not None:
-            found = self.evaluator.run(self.validation, self.shown)
-            values.update({f"validation_{name}": value for name, value in found.items()})
+        for prefix, loader in self.validation.items():
+            found = self.evaluator.run(loader, self.shown)
+            values.update({f"{prefix}_{name}": value for name, value in found.items()})
         self.history.epochs.append(values)
         if self.schedule is not None and self.schedule_every == "epoch":
             self.schedule.step()
         width = len(str(self.epochs))
         speed = f"{bar.seconds:.1f} s  {bar.rate:,.0f} samples/s"
         line(f"epoch {number:>{width}}/{self.epochs}  {numbers(values)}  {speed}", self.shown)
-        try:
-            self._save()
-        except DataError as error:
-            if number == self.epochs:
-                raise
-            warnings.warn(f"{error}; the training goes on", stacklevel=4)
         return True
 
     def _steps(self, bar: Bar, interrupt: Interrupt) -> None:
@@ -349,17 +356,22 @@ class _Run:
             "clip the gradients (optim.SGD(..., clip=optim.clip_by_norm(1.0))), and look for NaN in the data"
         )
 
-    def _save(self) -> None:
+    def _save(self) -> DataError | None:
+        """Write the checkpoint; gives what prevented it."""
         if self.checkpoint is None:
-            return
-        save_checkpoint(
-            self.checkpoint,
-            self.model,
-            self.optimizer,
-            schedule=self.schedule,
-            loader=self.loader,
-            generator=self.generator,
-            history=self.history,
-            averages=self.averages,
-            metadata=self.metadata,
-        )
+            return None
+        try:
+            save_checkpoint(
+                self.checkpoint,
+                self.model,
+                self.optimizer,
+                schedule=self.schedule,
+                loader=self.loader,
+                generator=self.generator,
+                history=self.history,
+                averages=self.averages,
+                metadata=self.metadata,
+            )
+        except DataError as error:
+            return error
+        return None

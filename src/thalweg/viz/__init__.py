@@ -5,6 +5,6 @@ viz.plot(history, "curves.png")
 """
 
 from thalweg.viz.curves import plot
-from thalweg.viz.draw import draw
+from thalweg.viz.draw import draw, table
 
-__all__ = ["draw", "plot"]
+__all__ = ["draw", "plot", "table"]

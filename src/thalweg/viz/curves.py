@@ -58,11 +58,10 @@ def _loss(axes: Any, history: History) -> None:
     if window > 1:
         mean = np.convolve(losses, np.ones(window) / window, mode="valid")
         axes.plot(steps[window - 1 :], mean, color="#1d4ed8", linewidth=1.6, label=f"mean of {window} steps")
-    if any("validation_loss" in epoch for epoch in history.epochs):
-        ends = np.linspace(0, len(losses), len(history.epochs) + 1)[1:]
-        axes.plot(
-            ends, history.series("validation_loss"), "o-", color="#c2410c", markersize=3, label="validation"
-        )
+    ends = np.linspace(0, len(losses), len(history.epochs) + 1)[1:]
+    for name in history.names:
+        if name.endswith("_loss"):
+            axes.plot(ends, history.series(name), "o-", markersize=3, label=name.replace("_", " "))
     positive = losses[losses > 0]
     if positive.size and losses.min() > 0 and positive.max() / positive.min() > 20:
         axes.set_yscale("log")

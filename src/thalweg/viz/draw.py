@@ -8,10 +8,15 @@ from thalweg.errors import ArgumentError
 from thalweg.graph import Graph
 from thalweg.io.files import atomic_write
 from thalweg.viz.picture import picture
+from thalweg.viz.rows import rows
 from thalweg.viz.svg import svg
-from thalweg.viz.table import table
 
-_FORMS = {".svg": svg, ".txt": table}
+_FORMS = {".svg": svg, ".txt": rows}
+
+
+def table(graph: Graph) -> str:
+    """The graph as a table: one line per op, input and parameter, with shapes, bytes and operations."""
+    return rows(picture(graph))
 
 
 def draw(graph: Graph, path: str | os.PathLike[str]) -> None:

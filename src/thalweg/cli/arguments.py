@@ -1,0 +1,208 @@
+"""What may be written on the command line.
+
+In: words. Out: a namespace whose `command` is the function to call with it. Wrong usage raises `UsageError`,
+whose text says what was received, what is accepted and, where something is close, what was probably meant.
+The functions are imported only when they are called, so that `thalweg --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from thalweg.version import __version__
+
+MODELS = ("lenet", "mlp")
+SCHEDULES = ("none", "cosine", "step", "onecycle")
+
+_DESCRIPTION = "Train, evaluate and inspect networks. Each command has its own --help."
+_EPILOG = """\
+examples:
+  thalweg train lenet                       MNIST where it can be had, else the digits in the package
+  thalweg train lenet --data mnist --epochs 12
+  thalweg evaluate                          the network trained last in ./runs
+  thalweg predict seven.png
+  thalweg graph lenet --gradient -o step.svg
+  thalweg plan lenet --batch-size 64
+"""
+
+
+class UsageError(Exception):
+    """The command line cannot be understood; the text says why."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Without abbreviated options (what is close is suggested instead), and with errors as exceptions."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, formatter_class=form, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '?([^'\s]*)'? \(choose from (.*)\)", message)
+        if choice is not None:
+            known = [word.strip(" '") for word in choice.group(2).split(",")]
+            what = message.partition(":")[0].removeprefix("argument ")
+            message = f"{what}: there is no {choice.group(1)!r}; write one of {', '.join(known)}"
+            message += suggestion(choice.group(1), known)
+        raise UsageError(f"{self.prog}: {message}\nSee {self.prog} --help.")
+
+    def options(self) -> list[str]:
+        """Every option that it knows."""
+        return [text for action in self._actions for text in action.option_strings if text.startswith("--")]
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """What was probably meant, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f". Did you mean {close[0]}?" if close else ""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; raises `UsageError`."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        used: _Parser = options.parser
+        word = rest[0].partition("=")[0]
+        if word.startswith("-"):
+            hint = suggestion(word, used.options())
+            raise UsageError(f"{used.prog}: there is no option {word}{hint}\nSee {used.prog} --help.")
+        raise UsageError(f"{used.prog}: {word!r} is one word too many\nSee {used.prog} --help.")
+    return options
+
+
+def _parser() -> _Parser:
+    parser = _Parser("thalweg", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"thalweg {__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True, parser_class=_Parser, title="commands")
+
+    def command(name: str, module: str, text: str) -> _Parser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(command=_later(module, name), parser=added)
+        return added
+
+    _train(command("train", "training", "train a network"))
+    evaluate = command("evaluate", "inference", "measure a trained network on test images")
+    evaluate.add_argument("checkpoint", nargs="?", help="default: the last one trained in ./runs")
+    _data(evaluate, "default: what the network was trained on")
+    _running(evaluate)
+    evaluate.add_argument("--batch-size", type=_at_least_one, help="images at a time")
+    predict = command("predict", "inference", "say which digit a picture shows")
+    predict.add_argument(
+        "paths",
+        nargs="+",
+        metavar="[CHECKPOINT] FILE.png",
+        help="pictures; before them a checkpoint (.safetensors), by default the last one trained in ./runs",
+    )
+    _running(predict)
+    _inspection(command)
+    return parser
+
+
+def _later(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        return int(getattr(importlib.import_module(f"thalweg.cli.{module}"), name)(options))
+
+    return run
+
+
+def _train(parser: _Parser) -> None:
+    parser.add_argument("model", choices=MODELS, metavar="model", help=" or ".join(MODELS))
+    _data(parser, "default: auto, MNIST where it can be had, else the digits in the package")
+    add = parser.add_argument
+    add("--epochs", type=_at_least_one, help="passes over the training images (default: mnist 3, digits 40)")
+    add("--batch-size", type=_at_least_one, help="images per step (default: 64)")
+    add("--lr", type=_positive, help="learning rate, the highest where a schedule changes it (default: 0.05)")
+    add("--momentum", type=_momentum, help="of stochastic gradient descent (default: 0.9)")
+    add("--schedule", choices=SCHEDULES, help="of the learning rate (default: onecycle)")
+    add(
+        "--augment",
+        choices=("none", "shift"),
+        help="shift: move training images by up to 2 pixels (the default)",
+    )
+    add("--seed", type=_seed, help="of initial weights, order and shifts (default: 0)")
+    _running(parser)
+    add(
+        "--out",
+        help="directory for the checkpoint and the curves (default: the next free ./runs/<model>-<n>)",
+    )
+    add("--resume", metavar="CHECKPOINT", help="continue this run; its settings hold unless given anew")
+
+
+def _data(parser: _Parser, default: str) -> None:
+    parser.add_argument("--data", choices=("auto", "mnist", "digits"), help=default)
+    parser.add_argument("--data-dir", help="directory with the four MNIST files (plain or .gz)")
+
+
+def _running(parser: _Parser) -> None:
+    parser.add_argument("--threads", type=_at_least_one, help="default: all CPUs")
+    parser.add_argument(
+        "--backend",
+        choices=("c", "numpy"),
+        help="default: c where a C compiler is found, else numpy, which is slow",
+    )
+
+
+def _inspection(command: Callable[[str, str, str], _Parser]) -> None:
+    graph = command("graph", "inspection", "print or draw the graph of a network")
+    graph.add_argument("model", choices=MODELS, metavar="model", help=" or ".join(MODELS))
+    graph.add_argument(
+        "--gradient", action="store_true", help="the whole training step: loss, gradient, update"
+    )
+    graph.add_argument("--batch-size", type=_at_least_one, default=64, help="default: 64")
+    graph.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=_drawing,
+        help="a picture (.svg) or a table (.txt) instead of printing",
+    )
+    plan = command(
+        "plan", "inspection", "print what a training step will run and the memory that it will use"
+    )
+    plan.add_argument("model", choices=MODELS, metavar="model", help=" or ".join(MODELS))
+    plan.add_argument("--batch-size", type=_at_least_one, default=64, help="default: 64")
+    plan.add_argument("--threads", type=_at_least_one, help="for the sum of memory (default: all CPUs)")
+    plan.add_argument("--inference", action="store_true", help="the forward pass alone")
+    plan.add_argument("--json", action="store_true", help="for other programs")
+    command("doctor", "doctor", "report compiler, flags, cache, threads, accelerators and versions")
+
+
+# ---- values ------------------------------------------------------------------------------------------------
+
+
+def _value(text: str, kind: Callable[[str], Any], accepted: Callable[[Any], bool], expected: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not accepted(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, received {text!r}")
+    return value
+
+
+def _drawing(text: str) -> Any:
+    return _value(
+        text, str, lambda name: name.lower().endswith((".svg", ".txt")), "a file name ending in .svg or .txt"
+    )
+
+
+def _at_least_one(text: str) -> Any:
+    return _value(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def _seed(text: str) -> Any:
+    return _value(text, int, lambda value: 0 <= value < 2**64, "a whole number from 0 to 2**64 - 1")
+
+
+def _positive(text: str) -> Any:
+    return _value(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def _momentum(text: str) -> Any:
+    return _value(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
