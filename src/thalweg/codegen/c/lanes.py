@@ -15,7 +15,7 @@ from typing import Any
 
 from thalweg.codegen.c.bindings import LANE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Expression, memory, register
-from thalweg.codegen.c.nests import store
+from thalweg.codegen.c.nests import store_all
 from thalweg.codegen.loops import LANE, Index, constant, variable
 from thalweg.errors import UnsupportedError
 from thalweg.graph import Value
@@ -405,8 +405,7 @@ def _tile_epilogue(
                 *(variable(name) for name in spatial),
                 variable("p") + constant(j),
             )
-            for root, access in outputs:
-                store(emitter, access, indices, emitter.pull(root, indices))
+            store_all(emitter, outputs, indices)
             context.functions |= emitter.functions
             lines.append("{ " + " ".join(emitter.lines) + " }")
     return lines
@@ -680,8 +679,7 @@ def _product_epilogue(
             row = sample if where == len(names) else variable("i") + constant(p)
             column = sample if where == len(names) + 1 else variable("j") + constant(q)
             indices = (*names, row, column)
-            for root, access in outputs:
-                store(emitter, access, indices, emitter.pull(root, indices))
+            store_all(emitter, outputs, indices)
             context.functions |= emitter.functions
             lines.append("{ " + " ".join(emitter.lines) + " }")
     return lines

@@ -292,8 +292,7 @@ class Nest:
         return emitter.lines
 
     def _store_roots(self, emitter: Emitter, kept: tuple[Index, ...]) -> None:
-        for root, access in self.outputs:
-            store(emitter, access, kept, emitter.pull(root, kept))
+        store_all(emitter, self.outputs, kept)
 
     def _reducing(self, vector: Axis | None, partial: str | None) -> list[str]:
         """Accumulators, the reduced loops, then the epilogue on the result."""
@@ -392,6 +391,14 @@ class Nest:
         accumulator.add(emitter, element, inside, position)
         self.context.functions |= emitter.functions
         return emitter.lines
+
+
+def store_all(
+    emitter: Emitter, outputs: Sequence[tuple[Value, Access]], indices: tuple[Index, ...]
+) -> None:
+    """Compute all roots, then store them: a root may overwrite an operand that another one reads."""
+    for (_, access), found in [(output, emitter.pull(output[0], indices)) for output in outputs]:
+        store(emitter, access, indices, found)
 
 
 def store(emitter: Emitter, access: Access, indices: tuple[Index, ...], expression: Expression) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from thalweg.codegen.c.bindings import TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Access, Expression
-from thalweg.codegen.c.nests import emit_contraction, store
+from thalweg.codegen.c.nests import emit_contraction, store_all
 from thalweg.codegen.c.tiles import ITEM, balanced, product_tile, tile_shape
 from thalweg.codegen.loops import LANE, Index, constant, divide, unravel, variable
 from thalweg.graph import Value
@@ -304,8 +304,7 @@ class _Product:
         emitter.partial = partial
         emitter.given[id(self.result)] = Expression(register, shape.element)
         indices = self._indices(row, column, extents)
-        for root, access in self.outputs:
-            store(emitter, access, indices, emitter.pull(root, indices))
+        store_all(emitter, self.outputs, indices)
         self.context.functions |= emitter.functions
         return emitter.lines
 
