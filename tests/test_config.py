@@ -96,7 +96,7 @@ def write(path: Path, text: str) -> None:
         ("garbage", "200000 100000", 2.0),
     ],
 )
-def test_quota_of_control_groups_version_2(own: str, parent: str, quota: float | None, tmp_path: Path) -> None:
+def test_quota_of_control_groups_2(own: str, parent: str, quota: float | None, tmp_path: Path) -> None:
     write(tmp_path / "membership", "0::/parent/own\n")
     write(tmp_path / "fs/parent/own/cpu.max", own + "\n")
     write(tmp_path / "fs/parent/cpu.max", parent + "\n")
@@ -104,7 +104,7 @@ def test_quota_of_control_groups_version_2(own: str, parent: str, quota: float |
     assert config.cgroup_quota(tmp_path / "membership", tmp_path / "fs") == quota
 
 
-def test_quota_of_control_groups_version_1(tmp_path: Path) -> None:
+def test_quota_of_control_groups_1(tmp_path: Path) -> None:
     # As in a container: the path is the host's and does not exist here, the mount's root is ours.
     write(tmp_path / "membership", "4:memory:/docker/12\n3:cpu,cpuacct:/docker/12\n0::/\n")
     write(tmp_path / "fs/cpu,cpuacct/cpu.cfs_quota_us", "-1\n")

@@ -47,7 +47,8 @@ def entries(cache: Path) -> list[Path]:
 def script(path: Path, body: str) -> Path:
     """A compiler made of a shell script; `$REAL` is the real one."""
     assert REAL is not None
-    path.write_text(f'#!/bin/sh\nREAL="{" ".join(REAL.command)}"\n{body}\n')
+    # zig itself runs $CC to find the C library.
+    path.write_text(f'#!/bin/sh\nunset CC\nREAL="{" ".join(REAL.command)}"\n{body}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -111,7 +112,8 @@ def test_each_target_has_its_own_code() -> None:
 
 
 def test_no_multiply_add_is_fused_behind_our_back() -> None:
-    text = f"{EXPORT} int answer(void) {{ volatile double x = 1 + 0x1p-30, y = 1 - 0x1p-30; return x * y - 1 == 0; }}"
+    numbers = "volatile double x = 1 + 0x1p-30, y = 1 - 0x1p-30;"  # the product, rounded, is 1
+    text = f"{EXPORT} int answer(void) {{ {numbers} return x * y - 1 == 0; }}"
     assert answer_of(build.build([("fused.c", text)])) == 1
 
 
@@ -149,10 +151,10 @@ def test_a_damaged_entry_is_built_again(damage: str, cache: Path) -> None:
     if damage == "empty":
         path.unlink()
     else:
-        damaged = content[: len(content) // 2] if damage == "truncate" else content[:-1] + bytes([content[-1] ^ 1])
-        path.write_bytes(damaged)
+        half = len(content) // 2
+        path.write_bytes(content[:half] if damage == "truncate" else content[:-1] + bytes([content[-1] ^ 1]))
     again = build.build(ANSWER)
-    assert again.read_bytes() == content
+    assert build._file_digest(again) == again.stem
     assert answer_of(again) == 42
     assert len(entries(cache)) == 1
     assert list((cache / "building").iterdir()) == []
@@ -189,7 +191,7 @@ def test_a_compile_error_shows_its_first_lines_and_where_the_rest_is() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="a flag of the Linux linker")
 def test_a_missing_function_is_an_error_of_the_build() -> None:
     text = f"int missing_function(void);\n{EXPORT} int answer(void) {{ return missing_function(); }}\n"
-    with pytest.raises(CompilerError, match="undefined.*missing_function"):
+    with pytest.raises(CompilerError, match=r"undefined.*missing_function"):
         build.build([("missing.c", text)])
 
 
@@ -242,7 +244,8 @@ def test_the_ziglang_package_is_the_last_resort(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(str(tmp_path))
     compiler = build.find_compiler()
     assert compiler is not None
-    assert (compiler.command, compiler.family, compiler.is_zig) == ((str(package / "zig"), "cc"), "clang", True)
+    assert compiler.command == (str(package / "zig"), "cc")
+    assert compiler.family == "clang" and compiler.is_zig
     if build.platform.machine() == "x86_64":
         assert "-march=x86_64_v3" in compiler.flags("x86-64-v3")
 

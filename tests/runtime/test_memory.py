@@ -124,7 +124,7 @@ def test_what_cannot_be_had_is_an_error_with_the_size_and_role() -> None:
     for size in (1 << 60, 1 << 80):
         with pytest.raises(MemoryError, match=f"cannot allocate {size:,} bytes for the role 'state'"):
             allocate(size, role="state")
-    with pytest.raises(ArgumentError, match="unknown role 'stack'.*arena, scratch, state, output"):
+    with pytest.raises(ArgumentError, match=r"unknown role 'stack'.*arena, scratch, state, output"):
         allocate(8, role="stack")
     with pytest.raises(ArgumentError, match="unknown role 'stack'"):
         mapped_bytes("stack")

@@ -5,12 +5,11 @@
  * finish a run (also in a forked child, where there are no workers). Whoever finishes the last task of a phase opens
  * the next one, after running the serial phases in between.
  *
- * Claiming. Each thread has a lane: a contiguous range of the phase's blocks of tasks. A thread takes the blocks of its
- * own lane, so that it meets the data that it wrote one phase earlier in its own cache, then those left in others'. A
- * lane is one 64-bit word, generation << 24 | blocks left, lowered by compare-and-swap: a claim can only succeed in the
- * phase that it was meant for, and the phase then stays open until the claimed block is reported as done. So only the
- * holder of a block reads the description of a phase, and nobody else can change it meanwhile. The opener itself counts
- * as one more unfinished block, so that a phase cannot end, and the next begin, before all its lanes are written.
+ * Claiming. Each thread has a lane: a contiguous range of the phase's tasks, and the number of them that are left. A
+ * thread takes the tasks of its own lane, so that it meets the data that it wrote one phase earlier in its own cache, then
+ * those left in others'. Only who has claimed a task reads the description of the phase: until that task is reported as
+ * done the phase stays open and nobody changes it. The opener itself counts as one more unfinished task, so that a phase
+ * cannot end, and the next begin, before all its lanes are written.
  *
  * Waiting. A short spin, then sleep (futex on Linux, mutex and condition elsewhere). `state` is written before
  * `sleepers` is read, and a thread that goes to sleep does it the other way round, all sequentially consistent; one of
@@ -164,9 +163,6 @@ static void event_wake(event *e, int32_t most) {
 
 /* --- the pool --- */
 
-#define LEFT_BITS 24
-#define LEFT_MASK ((UINT64_C(1) << LEFT_BITS) - 1)
-#define MOST_BLOCKS (INT64_C(1) << 20) /* a phase with more tasks is claimed in blocks of several */
 #define STACK_BYTES (8 << 20) /* also where the system's default is small (macOS: 512 KB) */
 #ifndef SPIN_NANOSECONDS
 #define SPIN_NANOSECONDS 40000
@@ -174,8 +170,8 @@ static void event_wake(event *e, int32_t most) {
 #endif
 
 typedef struct {
-    _Alignas(CACHE_LINE) _Atomic uint64_t word; /* generation << LEFT_BITS | blocks left */
-    int64_t end;                                /* index after the lane's last block */
+    _Alignas(CACHE_LINE) _Atomic int64_t left; /* tasks not claimed; below 0 when several came for the last */
+    int64_t end;                               /* index after the lane's last task */
 } lane;
 
 typedef struct {
@@ -193,18 +189,17 @@ struct tw_pool {
     worker *crew; /* [threads - 1] */
 
     /* What a thread needs to take part in a phase, in one cache line. The plain fields describe the run and its open
-     * phase: they are read and written by the opener and by holders of a block only. */
+     * phase: they are read and written by the opener and by holders of a task only. */
     _Alignas(CACHE_LINE) _Atomic uint64_t state; /* generation << 1 | a phase is open; written last by the opener */
     _Atomic int32_t stop;
     int32_t position;
-    int64_t block; /* tasks per block */
     const tw_phase *phases;
     void *context;
     volatile int32_t *error;
     uint64_t generation;
     int32_t count;
 
-    _Alignas(CACHE_LINE) _Atomic int64_t unfinished; /* blocks of the open phase, and its opener */
+    _Alignas(CACHE_LINE) _Atomic int64_t unfinished; /* tasks of the open phase, and its opener */
     _Alignas(CACHE_LINE) event idle; /* workers sleep here */
     _Alignas(CACHE_LINE) event join; /* the caller of tw_run sleeps here */
     _Alignas(CACHE_LINE) _Atomic int32_t busy;
@@ -256,25 +251,22 @@ static void wake_sleepers(event *e, int32_t most) {
 }
 
 static void open_phase(tw_pool *pool, const tw_phase *phase) {
-    int64_t threads = pool->threads;
-    int64_t block = (phase->tasks - 1) / MOST_BLOCKS + 1;
-    int64_t blocks = (phase->tasks - 1) / block + 1;
-    pool->block = block;
+    int64_t threads = pool->threads, tasks = phase->tasks;
     pool->generation++;
-    atomic_store_explicit(&pool->unfinished, blocks + 1, memory_order_relaxed); /* 1: the opener */
+    atomic_store_explicit(&pool->unfinished, tasks + 1, memory_order_relaxed); /* 1: the opener */
     int64_t begin = 0;
     for (int64_t thread = 0; thread < threads; thread++) {
-        int64_t end = (blocks * (thread + 1) + threads - 1) / threads; /* rounded up: the caller's lane is never empty */
+        /* tasks * (thread + 1) / threads, without overflow; rounded up, so that the caller's lane is never empty. */
+        int64_t end = tasks / threads * (thread + 1) + (tasks % threads * (thread + 1) + threads - 1) / threads;
         lane *own = &pool->lanes[thread];
         own->end = end;
-        uint64_t word = pool->generation << LEFT_BITS | (uint64_t)(end - begin);
-        atomic_store_explicit(&own->word, word, memory_order_release);
+        atomic_store_explicit(&own->left, end - begin, memory_order_release);
         TW_BETWEEN();
         begin = end;
     }
     atomic_store(&pool->state, pool->generation << 1 | 1);
     wake_sleepers(&pool->join, 1);
-    wake_sleepers(&pool->idle, (int32_t)(blocks < threads ? blocks - 1 : threads - 1));
+    wake_sleepers(&pool->idle, (int32_t)(tasks < threads ? tasks - 1 : threads - 1));
 }
 
 /* Goes on to the next parallel phase (result 1), or ends the run (0). Called by one thread at a time: the caller at the
@@ -294,35 +286,23 @@ static int advance(tw_pool *pool, int32_t thread) {
     return 0;
 }
 
-/* The next block of a lane, or -1. */
+/* The next task of a lane, or -1. */
 static int64_t claim(lane *own) {
-    uint64_t word = atomic_load_explicit(&own->word, memory_order_relaxed);
-    while (word & LEFT_MASK) {
-        TW_BETWEEN();
-        if (atomic_compare_exchange_weak_explicit(
-                &own->word, &word, word - 1, memory_order_acquire, memory_order_relaxed)) {
-            return own->end - (int64_t)(word & LEFT_MASK);
-        }
+    if (atomic_load_explicit(&own->left, memory_order_relaxed) <= 0) {
+        return -1;
     }
-    return -1;
+    TW_BETWEEN();
+    int64_t left = atomic_fetch_sub_explicit(&own->left, 1, memory_order_acquire);
+    return left > 0 ? own->end - left : -1;
 }
 
-static void run_block(tw_pool *pool, int64_t block, int32_t thread) {
-    const tw_phase *phase = &pool->phases[pool->position];
-    int64_t begin = block * pool->block;
-    int64_t end = begin + pool->block < phase->tasks ? begin + pool->block : phase->tasks;
-    for (int64_t index = begin; index < end; index++) {
-        phase->task(pool->context, index, thread);
-    }
-}
-
-/* Runs what can be claimed and returns the number of blocks; all are of one phase, which the first of them keeps open. */
-static int64_t run_blocks(tw_pool *pool, int32_t thread) {
+/* Runs what can be claimed and returns the number of tasks; all are of one phase, which the first of them keeps open. */
+static int64_t run_claimed(tw_pool *pool, int32_t thread) {
     int64_t done = 0;
     for (int32_t i = 0; i < pool->threads; i++) {
         int32_t owner = thread + i < pool->threads ? thread + i : thread + i - pool->threads;
-        for (int64_t block = claim(&pool->lanes[owner]); block >= 0; block = claim(&pool->lanes[owner])) {
-            run_block(pool, block, thread);
+        for (int64_t task = claim(&pool->lanes[owner]); task >= 0; task = claim(&pool->lanes[owner])) {
+            pool->phases[pool->position].task(pool->context, task, thread);
             done++;
         }
     }
@@ -333,7 +313,7 @@ static int64_t run_blocks(tw_pool *pool, int32_t thread) {
  * is_opener: 1 if this thread has opened the phase that is open now. */
 static void work(tw_pool *pool, int32_t thread, int is_opener) {
     for (;;) {
-        int64_t done = run_blocks(pool, thread) + is_opener;
+        int64_t done = run_claimed(pool, thread) + is_opener;
         TW_BETWEEN();
         if (done == 0 || atomic_fetch_sub_explicit(&pool->unfinished, done, memory_order_acq_rel) != done ||
             !advance(pool, thread)) {
