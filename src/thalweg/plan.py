@@ -44,7 +44,7 @@ class Target:
     thread count."""
 
     support: Support
-    machine: str = "native"
+    machine: str = "native"  # instruction set, a name that the C compiler's flags know
     cache_bytes: int = 1 << 20  # of one core's own cache: batch blocks are cut so that activations stay in it
 
 

@@ -36,7 +36,8 @@ class DType:
             import ml_dtypes
 
             return np.dtype(ml_dtypes.bfloat16)
-        return np.dtype(self.name)
+        found: np.dtype[Any] = np.dtype(self.name)
+        return found
 
     @property
     def is_floating(self) -> bool:

@@ -40,18 +40,18 @@ class Program(Protocol):
 
 
 def compile_graph(
-    graph: Graph, backend: str | None = None, threads: int | None = None, machine: str = "native"
+    graph: Graph, backend: str | None = None, threads: int | None = None, target: str = "native"
 ) -> Program:
     """The program of a traced graph.
 
     `backend` is "c" or "numpy" (None: the THALWEG_BACKEND setting, else C where a compiler is found),
-    `threads` how many take part (None: the THALWEG_THREADS setting), `machine` the instruction set of the
+    `threads` how many take part (None: the THALWEG_THREADS setting), `target` the instruction set of the
     C compiler's flags.
     """
     chosen = backend or settings.backend
     if chosen == "auto":
         chosen = "c" if _has_compiler() else "numpy"
-    return InterpretedProgram(graph) if chosen == "numpy" else NativeProgram(graph, threads, machine)
+    return InterpretedProgram(graph) if chosen == "numpy" else NativeProgram(graph, threads, target)
 
 
 @cache
@@ -67,13 +67,13 @@ def _has_compiler() -> bool:
     return True
 
 
-def make_plan(graph: Graph, machine: str = "native") -> Plan:
+def make_plan(graph: Graph, target: str = "native") -> Plan:
     """The plan of a traced graph for the C backend; needs no compiler."""
     from thalweg.codegen.c.support import support
     from thalweg.passes.pipeline import prepare
     from thalweg.schedule import schedule
 
-    return schedule(prepare(graph, lambda node: False), Target(support(), machine))
+    return schedule(prepare(graph, lambda node: False), Target(support(), target))
 
 
 def _dump(directory: Path, graph: Graph, plan: Plan, text: str) -> None:
@@ -152,20 +152,20 @@ class _Frame:
 class NativeProgram:
     """The graph as a native library: scheduled, written as C, built (or found in the cache) and loaded."""
 
-    def __init__(self, graph: Graph, threads: int | None = None, machine: str = "native") -> None:
+    def __init__(self, graph: Graph, threads: int | None = None, target: str = "native") -> None:
         from thalweg.codegen.c import build
         from thalweg.codegen.c.program import ENTRY, generate, headers
         from thalweg.runtime.pool import runtime_library
 
         self.graph = graph
-        self.plan = make_plan(graph, machine)
+        self.plan = make_plan(graph, target)
         self.threads = threads  # None: the setting at the time of each call
         generated = generate(self.plan)
         self.source = generated.text
         if settings.dump is not None:
             _dump(settings.dump, graph, self.plan, generated.text)
         self.failures = generated.failures
-        self.library = build.library(generated.units(available_cpus()), machine, headers())
+        self.library = build.library(generated.units(available_cpus()), target, headers())
         self.entry = getattr(self.library, ENTRY)
         self.entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
         self.entry.restype = ctypes.c_int32

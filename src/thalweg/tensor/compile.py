@@ -14,6 +14,7 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,11 +57,20 @@ def spec(shape: Sequence[int] | int, dtype: Any = types.float32) -> Spec:
     return Spec(Type(types.dtype(dtype), shape_argument(shape)))
 
 
-def make_program(graph: Graph, backend: str | None, threads: int | None) -> Any:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `compile` was asked for."""
+
+    backend: str | None = None
+    threads: int | None = None
+    target: str = "native"
+
+
+def make_program(graph: Graph, options: Options) -> Any:
     """The program of a graph: the one place where the tensor layer meets the runtime."""
     from thalweg.runtime.program import compile_graph
 
-    return compile_graph(graph, backend, threads)
+    return compile_graph(graph, options.backend, options.threads, options.target)
 
 
 # ---- keys of arguments -------------------------------------------------------------------------------------
@@ -186,10 +196,9 @@ def _run(entry: Entry, inputs: list[Array]) -> Any:
 class Compiled(Traceable):
     """A compiled function; call it like the function itself. Made by `tw.compile`."""
 
-    def __init__(self, function: Callable[..., Any], backend: str | None, threads: int | None) -> None:
+    def __init__(self, function: Callable[..., Any], options: Options) -> None:
         self.traced_function = function
-        self.backend = backend
-        self.threads = threads
+        self.options = options
         self.name = getattr(function, "__name__", None) or type(function).__name__
         self._entries: dict[tuple[Any, ...], Entry] = {}
         self._lock = ForkSafeLock()
@@ -341,11 +350,11 @@ class Compiled(Traceable):
         """The program of an entry's graph: an earlier one if that had the same graph and holders."""
         identity = (entry.graph.digest(), *(id(state.holder) for state in entry.graph.state))
         if identity not in entry.programs:
-            entry.programs[identity] = make_program(entry.graph, self.backend, self.threads)
+            entry.programs[identity] = make_program(entry.graph, self.options)
         return entry.programs[identity]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
-        return Compiled(copy.deepcopy(self.traced_function, memo), self.backend, self.threads)
+        return Compiled(copy.deepcopy(self.traced_function, memo), self.options)
 
     def __repr__(self) -> str:
         programs = sum(len(entry.programs) for entry in self._entries.values())
@@ -424,7 +433,11 @@ def _as_output(leaf: Any, trace: Trace, outputs: list[Value], places: dict[int, 
 
 
 def compile(
-    function: Callable[..., Any] | None = None, *, backend: str | None = None, threads: int | None = None
+    function: Callable[..., Any] | None = None,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    target: str = "native",
 ) -> Any:
     """Compile a function of tensors: traced once per signature of its arguments, then run as one program.
 
@@ -437,14 +450,16 @@ def compile(
     is traced again. Side effects of the Python code happen while tracing only.
 
     `backend`: "c", "numpy" (the reference, no compiler needed), or None for THALWEG_BACKEND's choice.
-    `threads`: for this program; None for THALWEG_THREADS or all CPUs. Inside another traced function, and
+    `threads`: for this program; None for THALWEG_THREADS or all CPUs. `target`: the instruction set of the C
+    backend: "native", "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2) or "x86-64"; results have the same bits on
+    each. Inside another traced function, and
     where a gradient of its arguments is being recorded eagerly, the plain function runs."""
     if backend not in BACKENDS:
         raise ArgumentError(f'backend is "c", "numpy" or None, received {backend!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ArgumentError(f"threads is a positive integer or None, received {threads!r}")
     if function is None:
-        return lambda decorated: compile(decorated, backend=backend, threads=threads)
+        return lambda decorated: compile(decorated, backend=backend, threads=threads, target=target)
     if not callable(function):
         raise ArgumentError(
             f"compile takes a function, a method or a module, received {type(function).__name__}"
@@ -457,4 +472,4 @@ def compile(
             f"{function.__name__} is a {kind} function, whose code runs after the trace is over; return a "
             "list or tuple of tensors instead"
         )
-    return Compiled(function, backend, threads)
+    return Compiled(function, Options(backend, threads, target))
