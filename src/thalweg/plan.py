@@ -8,6 +8,7 @@ a task and never a result.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -381,6 +382,7 @@ class _Contents:
         for kernel, reads, writes in steps:
             if phase.batch:
                 self._expect(kernel, number, reads)
+                self._samples(kernel, number, [*reads, *writes])
             for value, buffer in writes:
                 for other, found in touched if buffer.scope is not Scope.THREAD else ():
                     shared = _share_bytes(found, buffer)
@@ -399,6 +401,19 @@ class _Contents:
                 raise GraphError(
                     f"kernel {kernel.name} of phase {number} reads {value} from {buffer.name}, "
                     "which does not hold it there and then"
+                )
+
+    def _samples(self, kernel: Kernel, number: int, places: Iterable[tuple[Value, Buffer]]) -> None:
+        """Does every value have its samples where a block of the batch looks for them?"""
+        looked_at = {id(v): v for node in kernel.nodes for v in node.inputs if id(v) in self.plan.alias}
+        views = [(v, self.plan.buffer_of(kernel, number, v)) for v in looked_at.values()]
+        for value, buffer in (*places, *views):
+            axis = self.plan.batch_axis.get(id(value))
+            step = 0 if axis is None else math.prod(value.shape[axis + 1 :])
+            if buffer.scope not in (Scope.THREAD, Scope.SLOT) and buffer.sample_stride != step:
+                raise GraphError(
+                    f"kernel {kernel.name} of phase {number} finds a sample of {value} every {step} elements, "
+                    f"{buffer.name} has one every {buffer.sample_stride}"
                 )
 
     def _write(self, value: Value, buffer: Buffer) -> None:

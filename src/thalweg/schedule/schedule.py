@@ -364,11 +364,14 @@ class _Buffers:
         return buffer
 
     def _row(self, value: Value, name: str, scope: Scope, offset: int = 0) -> Buffer:
-        axis = self.batch.of(value) if self.batch is not None else None
-        stride = 0 if axis is None else math.prod(value.shape[axis + 1 :])
-        buffer = Buffer(name, value.type, scope, offset=offset, sample_stride=stride)
+        buffer = Buffer(name, value.type, scope, offset=offset, sample_stride=self._by_sample(value))
         self.rows[id(value)] = buffer
         return self._describe(buffer, value)
+
+    def _by_sample(self, value: Value) -> int:
+        """Elements from one sample to the next, 0 where a value has no batch axis."""
+        axis = self.batch.of(value) if self.batch is not None else None
+        return 0 if axis is None else math.prod(value.shape[axis + 1 :])
 
     def _state_results(self) -> None:
         """New values go straight into the holder's storage, or through the arena where that is not
@@ -378,7 +381,7 @@ class _Buffers:
         for position, entry in enumerate(self.plan.graph.state):
             if entry.after is None:
                 continue
-            if id(entry.after) in copied:
+            if id(entry.after) in copied or self._by_sample(entry.before) != self._by_sample(entry.after):
                 late.append(
                     Kernel(
                         "copy",
