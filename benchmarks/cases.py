@@ -61,8 +61,7 @@ def images(batch: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return random.standard_normal((batch, 1, 28, 28)).astype(np.float32), random.integers(0, 10, batch)
 
 
-# ---- Thalweg
-# --------------------------------------------------------------------------------------------------------
+# ---- Thalweg ---------------------------------------------------------------------------------------------
 
 
 def thalweg_model(name: str) -> Any:
@@ -106,8 +105,7 @@ def thalweg_case(case: str, threads: int) -> float:
     return repeat(lambda: step(x, y))
 
 
-# ---- PyTorch
-# --------------------------------------------------------------------------------------------------------
+# ---- PyTorch ---------------------------------------------------------------------------------------------
 
 
 def torch_model(name: str) -> Any:
@@ -155,8 +153,7 @@ def torch_case(case: str, threads: int) -> float:
     return repeat(step)
 
 
-# ---- whole processes
-# ------------------------------------------------------------------------------------------------
+# ---- whole processes -------------------------------------------------------------------------------------
 
 
 def process_seconds(code: str, environment: dict[str, str], runs: int = 7) -> float:

@@ -32,11 +32,13 @@ class DType:
     @cached_property
     def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype of the same bytes; bfloat16 comes from `ml_dtypes`."""
+        found: np.dtype[Any]
         if self.name == "bfloat16":
             import ml_dtypes
 
-            return np.dtype(ml_dtypes.bfloat16)
-        found: np.dtype[Any] = np.dtype(self.name)
+            found = np.dtype(ml_dtypes.bfloat16)
+        else:
+            found = np.dtype(self.name)
         return found
 
     @property

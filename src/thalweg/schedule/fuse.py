@@ -17,6 +17,8 @@ from thalweg.plan import Kernel, Support
 
 EXPENSIVE = 2  # elementwise nodes that may be computed again by each reader of a value instead of storing it
 
+SCALAR = 6  # cost up to which a single number is computed by each of its readers, once per loop
+
 
 def is_array(node: Node) -> bool:
     """Is the node a constant that needs memory of its own?"""
@@ -30,6 +32,7 @@ class Fusion:
         self.graph = graph
         self.support = support
         self.users = graph.users()
+        self.position = {id(node): number for number, node in enumerate(graph.nodes)}
         self.results = {id(value) for value in graph.results}
         self.sources = {id(value) for value in graph.sources}
         self.stored: set[int] = set()  # ids of values that lie in memory
@@ -75,6 +78,8 @@ class Fusion:
             return True
         if weight == 0:
             return False
+        if value.size == 1 and weight <= SCALAR:
+            return False
         if len(users) > 1 and weight >= EXPENSIVE:
             return True
         return any(user.op.kind is Kind.MOVEMENT and self._repeats(user, value) for user in users)
@@ -83,8 +88,7 @@ class Fusion:
         """Does pulling `value` through this movement compute its elements more than once?"""
         return user.op.name == "gather" or user.outputs[0].size > value.size
 
-    # ---- kernels
-    # ----------------------------------------------------------------------------------------------------
+    # ---- kernels -----------------------------------------------------------------------------------------
 
     def inside(self, roots: Iterable[Value], anchor: Node | None) -> tuple[list[Node], list[Value]]:
         """Nodes computed to get `roots`, in graph order, and the stored values that they read."""
@@ -113,8 +117,7 @@ class Fusion:
                 continue
             nodes[id(value.node)] = value.node
             stack.extend(value.node.inputs)
-        position = {id(node): i for i, node in enumerate(self.graph.nodes)}
-        return sorted(nodes.values(), key=lambda n: position[id(n)]), list(reads.values())
+        return sorted(nodes.values(), key=lambda n: self.position[id(n)]), list(reads.values())
 
     def kernels(self) -> list[Kernel]:
         """All kernels in an order in which they can run."""
@@ -171,11 +174,9 @@ class Fusion:
             return
 
     def _read_by_others(self, producer: _Group, group: _Group) -> bool:
+        """Does any other kernel read what `producer` computes?"""
         inside = {id(n) for g in (producer, group) for n in self.inside(g.roots, g.anchor)[0]}
-        return any(
-            id(v) in self.results or any(id(u) not in inside for u in self.users.get(id(v), []))
-            for v in producer.roots
-        )
+        return any(id(user) not in inside for v in producer.roots for user in self.users.get(id(v), []))
 
     def _accepts_epilogue(self, producer: _Group, group: _Group) -> bool:
         if producer.shape != group.shape:

@@ -69,8 +69,7 @@ def separate_results(graph: Graph) -> Graph:
     return Graph(graph.inputs, (*graph.nodes, *copies), outputs, ordered, graph.name, graph.input_names)
 
 
-# ---- roles
-# ----------------------------------------------------------------------------------------------------------
+# ---- roles -----------------------------------------------------------------------------------------------
 
 
 def assign_roles(
@@ -168,8 +167,7 @@ def _producers(kernel: Kernel) -> set[int]:
     return found
 
 
-# ---- levels and phases
-# ----------------------------------------------------------------------------------------------
+# ---- levels and phases -----------------------------------------------------------------------------------
 
 
 def can_fail(kernel: Kernel) -> bool:
@@ -197,14 +195,18 @@ def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
             found.append(partials[id(value)])
         producers[id(kernel)] = found
     after: dict[int, list[Kernel]] = {id(k): [] for k in kernels}  # anti-dependences
+    failing = [k for k in kernels if can_fail(k)]
+    readers: dict[int, list[Kernel]] = {}
+    for kernel in kernels:
+        for value in kernel.reads:
+            readers.setdefault(id(value), []).append(kernel)
     for kernel in kernels:
         entries = [writer[id(root)] for root in kernel.roots if id(root) in writer]
         if not entries:
             continue
         befores = {id(e.before) for e in entries}
-        earlier = [
-            k for k in kernels if k is not kernel and (any(id(v) in befores for v in k.reads) or can_fail(k))
-        ]
+        before = [*failing, *(k for value in befores for k in readers.get(value, ()))]
+        earlier = list({id(k): k for k in before if k is not kernel}.values())
         if any(_depends(k, kernel, producers, after) for k in earlier) or not _aligned(kernel, befores):
             kernel.detail["copy"] = [id(e.after) for e in entries]
         else:
@@ -320,8 +322,7 @@ def tile_count(kernel: Kernel) -> int:
     return max(1, min(MOST_TILES, cost // TILE_OPERATIONS))
 
 
-# ---- buffers
-# --------------------------------------------------------------------------------------------------------
+# ---- buffers ---------------------------------------------------------------------------------------------
 
 
 class _Buffers:
