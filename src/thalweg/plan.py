@@ -330,14 +330,13 @@ def _check_failures(plan: Plan) -> None:
     """A call that fails must leave the state as it was: checks come before the first phase that changes it."""
     updated = False
     for number, phase in enumerate(plan.phases):
-        updates = [
-            kernel
+        updated = updated or any(
+            plan.buffer_of(kernel, number, root, True).scope is Scope.STATE
             for kernel in phase.kernels
-            if any(plan.buffer_of(kernel, number, v, True).scope is Scope.STATE for v in kernel.roots)
-        ]
-        updated = updated or bool(updates)
+            for root in kernel.roots
+        )
         for kernel in phase.kernels if updated else ():
-            if any(node.op.checked for node in kernel.nodes) and updates != [kernel]:
+            if any(node.op.checked for node in kernel.nodes):
                 raise GraphError(
                     f"kernel {kernel.name} of phase {number} may fail when state has been changed already"
                 )

@@ -207,7 +207,8 @@ def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
         befores = {id(e.before) for e in entries}
         before = [*failing, *(k for value in befores for k in readers.get(value, ()))]
         earlier = list({id(k): k for k in before if k is not kernel}.values())
-        if any(_depends(k, kernel, producers, after) for k in earlier) or not _aligned(kernel, befores):
+        waits = any(_depends(k, kernel, producers, after) for k in earlier)
+        if waits or can_fail(kernel) or not _aligned(kernel, befores):
             kernel.detail["copy"] = [id(e.after) for e in entries]
         else:
             after[id(kernel)] = earlier
