@@ -99,6 +99,9 @@ def _role(kernel: Kernel, batch: Batch, target: Target) -> str:
         return "whole"
     if kernel.anchor is not None and not target.support.lanes(kernel.anchor):
         return "whole"
+    if kernel.anchor is not None and kernel.kind.startswith("convolution"):
+        if any(batch.of(v) for v in (*kernel.anchor.inputs, *kernel.anchor.outputs)):
+            return "whole"  # the class along which samples are counted is one of channels or pixels
     rooted = [batch.of(root) is not None for root in kernel.roots]
     reducing = [node for node in kernel.nodes if id(node) in batch.reduces]
     if all(rooted) and not reducing:

@@ -18,7 +18,7 @@ from typing import Any
 from thalweg.codegen.c.bindings import TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Access, Expression
 from thalweg.codegen.c.nests import emit_contraction, store_all
-from thalweg.codegen.c.tiles import ITEM, balanced, product_tile, tile_shape
+from thalweg.codegen.c.tiles import ITEM, balanced, pack_transposed, product_tile, tile_shape
 from thalweg.codegen.loops import LANE, Index, constant, divide, unravel, variable
 from thalweg.graph import Value
 from thalweg.plan import LANES, Kernel
@@ -125,7 +125,8 @@ def _pointwise(kernel: Kernel) -> Shape | None:
     groups, filters, channels = op.groups, w.shape[0] // op.groups, w.shape[1]
     batch, pixels = first.shape[0], math.prod(first.shape[2:])
     if weights:
-        left, right = (f"(image * {groups} + lead) * {size * pixels}" for size in (filters, channels))
+        member = f"(image * {groups} + lead)" if batch > 1 else "lead"
+        left, right = (f"{member} * {size * pixels}" for size in (filters, channels))
         return Shape(groups, filters, channels, pixels, False, True, element, batch, 1, left, right)
     left = f"lead % {groups} * {filters * channels}"
     back = op.name == "convolution_input_gradient"
@@ -233,7 +234,8 @@ class _Product:
         lines = [f"const {element} *const a = {self.a.pointer} + {shape.left_at}{left};"]
         if shape.transpose_b:
             lines.append(f"const {element} *const from = {self.b.pointer} + {shape.right_at} + column * {shape.k} + k;")
-            lines += self._pack_transposed()
+            pack = pack_transposed(self.context, element)
+            lines.append(f"{pack}(from, {shape.k}, count, {shape.n} - column < width ? {shape.n} - column : width, panel, width);")
         else:
             lines.append(f"const {element} *const from = {self.b.pointer} + {shape.right_at} + k * {shape.n} + column;")
             if not shape.copies:
@@ -257,25 +259,6 @@ class _Product:
             last = f"load_partial_{element}(from + r * {shape.n} + c, {shape.n % LANES})"
             lines.append(f"if (column + c + 16 > {shape.n}) store_{element}(panel + r * width + c, {last}); else")
         return [*lines, f"store_{element}(panel + r * width + c, {full});"]
-
-    def _pack_transposed(self) -> list[str]:
-        """The same for a right operand whose rows are the result's columns, in 16 x 16 transposes."""
-        shape, element = self.shape, self.shape.element
-        lines = ["for (int64_t c = 0; c < width; c += 16) for (int64_t r = 0; r < count; r += 16) {"]
-        lines.append(f"const {element} *const x = from + c * {shape.k} + r; {element} *const y = panel + r * width + c;")
-        if element == "f32":
-            whole = ([f"column + c + 16 <= {shape.n}"] if shape.n % LANES else []) + (
-                ["r + 16 <= count"] if shape.k % LANES else []
-            )
-            lines += [f"if ({' && '.join(whole) or 1}) {{", "f32x16 t[16];"]
-            lines.append(f"for (int l = 0; l < 16; l++) t[l] = load_f32(x + l * {shape.k});")
-            lines.append("transpose_f32(t); for (int l = 0; l < 16; l++) store_f32(y + l * width, t[l]);")
-            lines.append("continue; }")
-            if not whole:
-                return [*lines, "}"]
-        lines.append("for (int64_t k = 0; k < 16 && r + k < count; k++) for (int64_t l = 0; l < 16; l++)")
-        inside = f"column + c + l < {shape.n} ? x[l * {shape.k} + k] : 0" if shape.n % LANES else f"x[l * {shape.k} + k]"
-        return [*lines, f"y[k * width + l] = {inside};", "}"]
 
     # ---- epilogue ----------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from thalweg.codegen.c import accumulation, control, lanes, nests, products
+from thalweg.codegen.c import accumulation, control, convolutions, lanes, nests, products
 from thalweg.codegen.c.bindings import LANE_PARAMETERS, TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import MOVES
 from thalweg.errors import UnsupportedError
@@ -34,9 +34,9 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "combine": nests.emit_loops,
     "copy": nests.emit_loops,
     "matmul": products.emit_product,
-    "convolution": products.emit_product,
-    "convolution_input_gradient": products.emit_product,
-    "convolution_weight_gradient": products.emit_product,
+    "convolution": convolutions.emit_convolution,
+    "convolution_input_gradient": convolutions.emit_convolution,
+    "convolution_weight_gradient": convolutions.emit_convolution,
     "max_unpool": nests.emit_unwindow,
     "sum_unpool": nests.emit_unwindow,
     "scatter": accumulation.emit_scatter,
@@ -57,7 +57,8 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lanes.convolution_workspace(kernel, block)
     if kernel.role == "whole" and kernel.anchor is not None and kernel.anchor.op.kind is Kind.CONTRACTION:
-        return products.product_workspace(kernel)
+        matmul = kernel.kind == "matmul"
+        return products.product_workspace(kernel) if matmul else convolutions.convolution_workspace(kernel)
     return 0
 
 

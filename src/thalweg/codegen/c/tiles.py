@@ -8,10 +8,11 @@ parts of the tile: each number is still the same chain of multiply-adds, so its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from thalweg.codegen.c.bindings import STATIC, Context
 
+Loop = Callable[[list[str], int], list[str]]  # the loop around the steps of a part that begins at a vector
 ITEM = {"f32": 4, "f64": 8}
 ACCUMULATORS = {64: 24, 32: 12, 16: 24}  # registers for sums, by bytes of a register
 MOST_VECTORS = {1: 12, 2: 8, 3: 6, 4: 5, 5: 4, 6: 4}  # of a tile with that many rows
@@ -76,7 +77,33 @@ def window_tile(context: Context, element: str, rows: int, vectors: int) -> str:
     return context.shared(name, text)
 
 
-def _function(element: str, rows: int, vectors: int, head: str, left: str, loop) -> str:  # type: ignore[no-untyped-def]
+def pack_transposed(context: Context, element: str) -> str:
+    """The name of `to[k * width + column] = from[column * stride + k]` for `count` steps k and `columns` columns; zero for
+    columns from there to `width`."""
+    name = f"pack_transposed_{element}"
+    fast = ""
+    if element == "f32":  # 16 x 16 transposes
+        fast = f"""if (c + 16 <= columns && k + 16 <= count) {{
+f32x16 t[16];
+for (int l = 0; l < 16; l++) t[l] = load_f32(x + l * stride);
+transpose_f32(t);
+for (int l = 0; l < 16; l++) store_f32(y + l * width, t[l]);
+continue;
+}}
+"""
+    text = f"""{STATIC} void {name}(const {element} *from, int64_t stride, int64_t count, int64_t columns, {element} *to, int64_t width) {{
+for (int64_t c = 0; c < width; c += 16) for (int64_t k = 0; k < count; k += 16) {{
+const {element} *const x = from + c * stride + k;
+{element} *const y = to + k * width + c;
+{fast}for (int64_t i = 0; i < 16 && k + i < count; i++)
+for (int64_t l = 0; l < 16; l++) y[i * width + l] = c + l < columns ? x[l * stride + i] : 0;
+}}
+}}
+"""
+    return context.shared(name, text)
+
+
+def _function(element: str, rows: int, vectors: int, head: str, left: str, loop: Loop) -> str:
     """A tile function: for each width of registers the parts that fit into them, one after the other."""
     lines = [head + " {"]
     seen: list[tuple[list[int], list[tuple[int, int, int, int]]]] = []
@@ -112,7 +139,7 @@ def _parts(rows: int, vectors: int, nbytes: int, registers: int) -> Iterator[tup
             yield row, min(row + r, rows), vector, min(vector + q, vectors)
 
 
-def _part(element: str, part: tuple[int, int, int, int], left: str, loop) -> list[str]:  # type: ignore[no-untyped-def]
+def _part(element: str, part: tuple[int, int, int, int], left: str, loop: Loop) -> list[str]:
     row, row_end, vector, vector_end = part
     rows, vectors = range(row_end - row), range(vector_end - vector)
     pairs = [(r, q) for r in rows for q in vectors]
