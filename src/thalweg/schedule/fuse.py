@@ -161,6 +161,8 @@ class Fusion:
         for producer in candidates.values():
             if producer is group or not self._accepts_epilogue(producer, group):
                 continue
+            if self._reads_elsewhere(group, producer):
+                continue
             others = [p.top() for p in group.producers.values() if p.top() is not producer]
             if any(_reaches(other, producer) for other in others):
                 continue
@@ -202,6 +204,27 @@ class Fusion:
             elif value.node.op.kind is Kind.ELEMENTWISE:
                 stack.extend(value.node.inputs)
         return list(found.values())
+
+    def _reads_elsewhere(self, group: _Group, producer: _Group) -> bool:
+        """Does the group read what `producer` computes at another index than its own? Inside one kernel only the
+        element at hand exists."""
+        made = {id(v) for v in (*producer.roots, *(producer.anchor.outputs if producer.anchor else ()))}
+        roots = {id(v) for v in group.roots}
+        stack = [(root, False) for root in group.roots]
+        seen: set[tuple[int, bool]] = set()
+        while stack:
+            value, moved = stack.pop()
+            if (id(value), moved) in seen:
+                continue
+            seen.add((id(value), moved))
+            if id(value) in self.alias:
+                value, moved = self.alias[id(value)], True
+            if moved and id(value) in made:
+                return True
+            if value.node is not None and (id(value) not in self.stored or id(value) in roots):
+                moved = moved or value.node.op.kind is not Kind.ELEMENTWISE
+                stack.extend((v, moved) for v in value.node.inputs)
+        return False
 
     def _kernel(self, group: _Group, wanted: set[int]) -> Kernel:
         """A group as a kernel; roots that no other kernel reads (`wanted`) need no memory."""
