@@ -67,6 +67,7 @@ from thalweg.nn.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
+from thalweg.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from thalweg.nn.shape import Flatten, Identity, Unflatten
 from thalweg.tensor.state import Buffer, Parameter
 
@@ -74,6 +75,9 @@ __all__ = [
     "ELU",
     "GELU",
     "GLU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
@@ -103,6 +107,7 @@ __all__ = [
     "Dropout3d",
     "Embedding",
     "Flatten",
+    "GRUCell",
     "GroupNorm",
     "Hardsigmoid",
     "Hardswish",
@@ -114,6 +119,7 @@ __all__ = [
     "InstanceNorm3d",
     "KLDivLoss",
     "L1Loss",
+    "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -132,6 +138,7 @@ __all__ = [
     "Parameter",
     "ParameterList",
     "RMSNorm",
+    "RNNCell",
     "ReLU",
     "ReLU6",
     "Sequential",
