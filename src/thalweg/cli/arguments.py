@@ -66,8 +66,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line; raises `UsageError`."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    used: _Parser = options.parser
+    if options.command.__name__ == "train" and options.model is None and options.resume is None:
+        used.error(f"name the model to train: {' or '.join(MODELS)}")
     if rest:
-        used: _Parser = options.parser
         word = rest[0].partition("=")[0]
         if word.startswith("-"):
             hint = suggestion(word, used.options())
@@ -108,11 +110,18 @@ def _later(module: str, name: str) -> Callable[[argparse.Namespace], int]:
     def run(options: argparse.Namespace) -> int:
         return int(getattr(importlib.import_module(f"thalweg.cli.{module}"), name)(options))
 
+    run.__name__ = name
     return run
 
 
 def _train(parser: _Parser) -> None:
-    parser.add_argument("model", choices=MODELS, metavar="model", help=" or ".join(MODELS))
+    parser.add_argument(
+        "model",
+        choices=MODELS,
+        metavar="model",
+        nargs="?",
+        help=f"{' or '.join(MODELS)}; not needed with --resume",
+    )
     _data(parser, "default: auto, MNIST where it can be had, else the digits in the package")
     add = parser.add_argument
     add("--epochs", type=_at_least_one, help="passes over the training images (default: mnist 3, digits 40)")

@@ -39,7 +39,7 @@ def train(options: argparse.Namespace) -> int:
     saved = None if resumed is None else runs.open_checkpoint(resumed)
     chosen = _settings(options, {} if saved is None else saved.metadata)
     if resumed is None:
-        directory = runs.new_directory(options.out, options.model)
+        directory = runs.new_directory(options.out, chosen["model"])
     else:
         directory = runs.usable(resumed.parent if options.out is None else Path(options.out))
     source = choose(chosen["data"], options.data_dir)
@@ -58,8 +58,8 @@ def train(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace, saved: Mapping[str, str]) -> dict[str, Any]:
     """What holds for this run: what was given, else what the resumed run had, else the defaults."""
     before = json.loads(saved["settings"]) if "settings" in saved else {}
-    found = {**DEFAULTS, "data": "auto", **before, "model": options.model}
-    for name in (*DEFAULTS, "epochs", "data"):
+    found = {**DEFAULTS, "data": "auto", **before}
+    for name in (*DEFAULTS, "epochs", "data", "model"):
         if getattr(options, name) is not None:
             found[name] = getattr(options, name)
     for name in ("model", "data"):

@@ -51,7 +51,10 @@ def read_image(
         Exception
     ) as error:  # the decoders raise many classes: OSError, SyntaxError, ValueError, zlib.error
         reason = (
-            (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+            ("it holds no picture" if type(error).__name__ == "UnidentifiedImageError" else None)
+            or (error.strerror if isinstance(error, OSError) else None)
+            or str(error)
+            or type(error).__name__
         )
         raise DataError(
             f"cannot read the image {os.fspath(path)!r}: {reason}; expected a complete PNG or JPEG file"

@@ -268,7 +268,8 @@ class _Run:
             self.model, self.optimizer, schedule=self.schedule, loader=loader, generator=self.generator
         )
         self.history = saved.history
-        self.averages = saved.averages
+        if saved.averages:
+            self.averages = {name: saved.averages.get(name, Average()) for name in self.evaluator.names}
 
     def go(self) -> History:
         began = time.perf_counter()

@@ -59,9 +59,10 @@ def _loss(axes: Any, history: History) -> None:
         mean = np.convolve(losses, np.ones(window) / window, mode="valid")
         axes.plot(steps[window - 1 :], mean, color="#1d4ed8", linewidth=1.6, label=f"mean of {window} steps")
     ends = np.linspace(0, len(losses), len(history.epochs) + 1)[1:]
-    for name in history.names:
-        if name.endswith("_loss"):
-            axes.plot(ends, history.series(name), "o-", markersize=3, label=name.replace("_", " "))
+    others = [name for name in history.names if name.endswith("_loss")]
+    for number, name in enumerate(others, 1):
+        colour = f"C{number}"  # C0 is too close to the colour of the steps
+        axes.plot(ends, history.series(name), "o-", color=colour, markersize=3, label=name.replace("_", " "))
     positive = losses[losses > 0]
     if positive.size and losses.min() > 0 and positive.max() / positive.min() > 20:
         axes.set_yscale("log")
@@ -73,7 +74,8 @@ def _loss(axes: Any, history: History) -> None:
 def _metrics(axes: Any, history: History, names: Sequence[str]) -> None:
     epochs = np.arange(1, len(history.epochs) + 1)
     for name in names:
-        axes.plot(epochs, history.series(name), "o-", markersize=3, label=name.replace("_", " "))
+        label = name.replace("_", " ") if "_" in name else f"training {name}"
+        axes.plot(epochs, history.series(name), "o-", markersize=3, label=label)
     axes.set(xlabel="epoch")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -7,6 +7,7 @@ them. Used by the SVG and the text drawing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -254,7 +255,7 @@ class _Painter:
         box = Box(
             self.kinds[id(node)],
             node.op.name.removesuffix("_with_residuals"),
-            self.short(node.scope.removesuffix("gradient").strip()),
+            self.short(re.sub(r"( ?\bgradient)+$", "", node.scope)),
             [value.type for value in used or node.outputs],
             sum(value.type.nbytes for value in node.outputs),
             node.op.operations(in_types, [value.type for value in node.outputs]),

@@ -179,6 +179,8 @@ def _curve(points: list[Point]) -> str:
     path = f"M{points[0][0]:.1f},{points[0][1]:.1f}"
     sideways = len(points) == 2 and abs(points[1][0] - points[0][0]) > 3 * abs(points[1][1] - points[0][1])
     for (x, y), (to_x, to_y) in pairwise(points):
+        if abs(to_x - x) < 0.5 and abs(to_y - y) < 0.5:
+            continue  # a last step without length would turn the arrow's head
         if sideways:
             middle = (x + to_x) / 2
             path += f"C{middle:.1f},{y:.1f} {middle:.1f},{to_y:.1f} {to_x:.1f},{to_y:.1f}"
