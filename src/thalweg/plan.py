@@ -7,9 +7,10 @@ a task and never a result.
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -327,7 +328,8 @@ def check(plan: Plan) -> None:
 
 
 def _check_failures(plan: Plan) -> None:
-    """A call that fails must leave the state as it was: checks come before the first phase that changes it."""
+    """A call that fails must leave the state as it was: checks come before the first phase that changes
+    it."""
     updated = False
     for number, phase in enumerate(plan.phases):
         updated = updated or any(
@@ -342,12 +344,16 @@ def _check_failures(plan: Plan) -> None:
                 )
 
 
+_Step = tuple[Kernel, list[tuple[Value, Buffer]], list[tuple[Value, Buffer]]]  # what it reads, what it writes
+
+
 class _Contents:
     """Which value each buffer holds while a plan runs."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.held: dict[int, tuple[Buffer, int]] = {}  # id(buffer) -> the buffer and the id of its value
+        self.arena, self.scratch = _Bytes(), _Bytes()
         for value, buffer in zip(plan.graph.inputs, plan.inputs, strict=True):
             self.held[id(buffer)] = (buffer, id(value))
         for entry, buffer in zip(plan.graph.state, plan.state, strict=True):
@@ -359,7 +365,8 @@ class _Contents:
                         self.held[id(buffer)] = (buffer, id(node.outputs[0]))
 
     def run(self, number: int, phase: Phase) -> None:
-        """Follow a phase. The kernels of a batch phase run in order on each block; those of others at once."""
+        """Follow a phase. The kernels of a batch phase run in order on each block; those of others at
+        once."""
         plan = self.plan
         steps = [
             (
@@ -372,27 +379,15 @@ class _Contents:
         if not phase.batch:
             for kernel, reads, _ in steps:
                 self._expect(kernel, number, reads)
-        touched = [
-            (kernel, buffer)
-            for kernel, reads, writes in steps
-            for _, buffer in (*reads, *writes)
-            if buffer.scope is not Scope.THREAD
-        ]
+        self._beside(number, phase, steps)
         for kernel, reads, writes in steps:
             if phase.batch:
                 self._expect(kernel, number, reads)
                 self._samples(kernel, number, [*reads, *writes])
             for value, buffer in writes:
-                for other, found in touched if buffer.scope is not Scope.THREAD else ():
-                    shared = _share_bytes(found, buffer)
-                    if shared and other is not kernel and not (phase.batch and found is buffer):
-                        raise GraphError(
-                            f"kernel {kernel.name} of phase {number} writes {buffer.name} over what "
-                            f"{other.name} reads or writes in the same phase"
-                        )
                 self._write(value, buffer)
-        for key in [k for k, (buffer, _) in self.held.items() if buffer.scope is Scope.THREAD]:
-            del self.held[key]
+        for buffer in self.scratch.clear():
+            self.held.pop(id(buffer), None)
 
     def _expect(self, kernel: Kernel, number: int, reads: Iterable[tuple[Value, Buffer]]) -> None:
         for value, buffer in reads:
@@ -415,9 +410,32 @@ class _Contents:
                     f"{buffer.name} has one every {buffer.sample_stride}"
                 )
 
+    def _beside(self, number: int, phase: Phase, steps: Sequence[_Step]) -> None:
+        """Does no kernel write what another one of the phase reads or writes? Within a batch phase a
+        kernel may follow another on the same buffer, for each task has its own samples there."""
+        places = [
+            (*_bytes(buffer), kernel, buffer, written)
+            for kernel, reads, writes in steps
+            for written, pairs in ((False, reads), (True, writes))
+            for _, buffer in pairs
+            if buffer.scope is not Scope.THREAD
+        ]
+        open_places: list[tuple[Any, int, int, Kernel, Buffer, bool]] = []
+        for place in sorted(places, key=lambda p: (p[0], p[1])):
+            where, start, end, kernel, buffer, written = place
+            open_places = [p for p in open_places if p[0] == where and p[2] > start]
+            for _, _, _, other, found, wrote in open_places:
+                if (written or wrote) and other is not kernel and not (phase.batch and found is buffer):
+                    raise GraphError(
+                        f"kernel {kernel.name} of phase {number} and {other.name} use {buffer.name} and "
+                        f"{found.name}, which share bytes, and one of them writes"
+                    )
+            if end > start:
+                open_places.append(place)
+
     def _write(self, value: Value, buffer: Buffer) -> None:
-        for key in [k for k, (found, _) in self.held.items() if _share_bytes(found, buffer)]:
-            del self.held[key]
+        for other in self.scratch.put(buffer) if buffer.scope is Scope.THREAD else self.arena.put(buffer):
+            self.held.pop(id(other), None)
         self.held[id(buffer)] = (buffer, id(value))
 
     def finish(self) -> None:
@@ -425,21 +443,48 @@ class _Contents:
         graph, plan = self.plan.graph, self.plan
         ends = [
             *zip(graph.outputs, plan.outputs, strict=True),
-            *((e.before if e.after is None else e.after, b) for e, b in zip(graph.state, plan.state, strict=True)),
+            *(
+                (e.before if e.after is None else e.after, b)
+                for e, b in zip(graph.state, plan.state, strict=True)
+            ),
         ]
         for value, buffer in ends:
             if buffer.nbytes and self.held.get(id(buffer), (buffer, 0))[1] != id(value):
                 raise GraphError(f"{buffer.name} does not hold {value} when the program ends")
 
 
-def _share_bytes(one: Buffer, other: Buffer) -> bool:
-    """Do two buffers overlap in the memory that they are places in?"""
-    if one is other:
-        return True
-    arenas = ((Scope.PROGRAM, Scope.SLOT), (Scope.THREAD,))
-    if not any(one.scope in arena and other.scope in arena for arena in arenas):
-        return False
-    return one.offset < other.offset + other.total and other.offset < one.offset + one.total
+def _bytes(buffer: Buffer) -> tuple[str, int, int]:
+    """Where a buffer lies: a name for its memory, first byte, and the byte behind its last."""
+    if buffer.scope in (Scope.PROGRAM, Scope.SLOT):
+        return "arena", buffer.offset, buffer.offset + buffer.total
+    return f"{buffer.scope.value} {id(buffer)}", 0, max(buffer.total, 1)
+
+
+class _Bytes:
+    """The buffers that hold something in one arena, by offset; they never overlap."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.buffers: list[Buffer] = []
+
+    def put(self, buffer: Buffer) -> list[Buffer]:
+        """Let `buffer` hold something; returns the buffers whose bytes it takes."""
+        if buffer.scope not in (Scope.PROGRAM, Scope.SLOT, Scope.THREAD) or not buffer.nbytes:
+            return []
+        first = bisect.bisect_left(self.starts, buffer.offset)
+        if first and self.starts[first - 1] + self.buffers[first - 1].total > buffer.offset:
+            first -= 1
+        last = bisect.bisect_left(self.starts, buffer.offset + buffer.total)
+        taken = self.buffers[first:last]
+        self.starts[first:last] = [buffer.offset]
+        self.buffers[first:last] = [buffer]
+        return taken
+
+    def clear(self) -> list[Buffer]:
+        """Forget everything; returns what was held."""
+        gone = self.buffers
+        self.starts, self.buffers = [], []
+        return gone
 
 
 def _check_arena(buffers: Iterable[Buffer], size: int, what: str) -> None:
