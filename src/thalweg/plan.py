@@ -418,7 +418,7 @@ class _Contents:
             for kernel, reads, writes in steps
             for written, pairs in ((False, reads), (True, writes))
             for _, buffer in pairs
-            if buffer.scope is not Scope.THREAD
+            if buffer.scope is not Scope.THREAD and buffer.nbytes
         ]
         open_places: list[tuple[Any, int, int, Kernel, Buffer, bool]] = []
         for place in sorted(places, key=lambda p: (p[0], p[1])):
@@ -430,8 +430,7 @@ class _Contents:
                         f"kernel {kernel.name} of phase {number} and {other.name} use {buffer.name} and "
                         f"{found.name}, which share bytes, and one of them writes"
                     )
-            if end > start:
-                open_places.append(place)
+            open_places.append(place)
 
     def _write(self, value: Value, buffer: Buffer) -> None:
         for other in self.scratch.put(buffer) if buffer.scope is Scope.THREAD else self.arena.put(buffer):
@@ -457,7 +456,7 @@ def _bytes(buffer: Buffer) -> tuple[str, int, int]:
     """Where a buffer lies: a name for its memory, first byte, and the byte behind its last."""
     if buffer.scope in (Scope.PROGRAM, Scope.SLOT):
         return "arena", buffer.offset, buffer.offset + buffer.total
-    return f"{buffer.scope.value} {id(buffer)}", 0, max(buffer.total, 1)
+    return f"{buffer.scope.value} {id(buffer)}", 0, buffer.total
 
 
 class _Bytes:
