@@ -99,9 +99,11 @@ def _role(kernel: Kernel, batch: Batch, target: Target) -> str:
         return "whole"
     if kernel.anchor is not None and not target.support.lanes(kernel.anchor):
         return "whole"
-    if kernel.anchor is not None and kernel.kind.startswith("convolution"):
-        if any(batch.of(v) for v in (*kernel.anchor.inputs, *kernel.anchor.outputs)):
-            return "whole"  # the class along which samples are counted is one of channels or pixels
+    anchor = kernel.anchor
+    if anchor is not None and kernel.kind.startswith("convolution"):
+        axes = [batch.of(value) for value in (*anchor.inputs, *anchor.outputs)]
+        if any(axes):  # the axis along which samples are counted is one of channels or pixels
+            return "whole"
     rooted = [batch.of(root) is not None for root in kernel.roots]
     reducing = [node for node in kernel.nodes if id(node) in batch.reduces]
     if all(rooted) and not reducing:

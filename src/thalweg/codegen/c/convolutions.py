@@ -27,6 +27,8 @@ from thalweg.plan import LANES, Kernel
 BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
 STRIP_BYTES = 384 << 10  # a strip should stay in a core's own cache
 CHUNK_ROWS = 48  # rows of a tile's operand that share a strip or a panel, at least, where tasks are cut by rows
+FEW_ITEMS = 8  # fewer items than this leave threads without work
+WEIGHT_COST = 0.4  # of reading the weights once, in multiply-adds for each of their elements
 FEWEST_FILTERS = 8  # along the vectors of a weight gradient
 
 
@@ -179,11 +181,13 @@ def _cut(shape: Geometry, tasks: int) -> tuple[int, int]:
         strips = -(-count // rows)
         items = shape.batch * shape.groups * strips
         chunks = min(most, max(1, -(-tasks // items)))
-        tiles = -(-shape.span(rows) // LANES) * shape.rows * shape.channels * shape.taps / len(shape.axes[0].parts)
+        vectors = -(-shape.span(rows) // LANES)
+        steps = shape.rows * shape.channels * shape.taps / len(shape.axes[0].parts)
+        tiles = (vectors + WEIGHT_COST * -(-vectors // 4)) * steps
         fill = shape.channels * len(shape.phases) * (rows + shape.axes[0].reach) * (shape.pitches[0] / LANES + 2)
         nbytes = shape.strip(rows, shape.channels) * ITEM[shape.element]
         slow = 1 + 0.1 * (nbytes > STRIP_BYTES)
-        idle = max(1.0, min(tasks, 16) / (items * chunks))
+        idle = max(1.0, min(tasks, FEW_ITEMS) / (items * chunks))
         return strips * (tiles * slow + chunks * fill * 4) * idle, -rows
 
     rows = min(range(1, count + 1), key=cost)
@@ -444,7 +448,8 @@ class _WeightCut:
         self.panels, self.width, self.wide = balanced(vectors, width)
         self.tiles, self.height, self.tall = balanced(self.rows, self.height)
         beside = self.panels * shape.groups
-        self.chunks = max(1, min(-(-tasks // beside), self.rows // CHUNK_ROWS, self.tiles))
+        least = min(-(-FEW_ITEMS // beside), self.rows // CHUNK_ROWS)
+        self.chunks = max(1, min(-(-tasks // beside), max(least, self.rows // (4 * CHUNK_ROWS)), self.tiles))
         chunk_rows = -(-self.tiles // self.chunks) * self.height
         channels = min(shape.channels, (chunk_rows - 2) // shape.taps + 2)
         self.strip = shape.strip(self.positions, channels)
@@ -523,9 +528,11 @@ class _WeightGradient(_Emission):
             "for (int64_t tile = begin; tile < end; tile++) {",
             f"const int64_t at = tile * {cut.height} - (tile > {cut.tall} ? tile - {cut.tall} : 0);",
             f"const int64_t rows = tile < {cut.tall} ? {cut.height} : {cut.height - 1};",
-            f"int64_t row[{cut.height}];",
-            f"for (int64_t r = 0; r < rows; r++) row[r] = ((at + r) / {shape.taps} - first) * {len(shape.phases) * plane}"
-            f" + offset[(at + r) % {shape.taps}];",
+            f"int64_t row[{cut.height}], base = (at / {shape.taps} - first) * {len(shape.phases) * plane};",
+            f"for (int64_t r = 0, tap = at % {shape.taps}; r < rows; r++) {{",
+            "row[r] = base + offset[tap];",
+            f"if (++tap == {shape.taps}) {{ tap = 0; base += {len(shape.phases) * plane}; }}",
+            "}",
         ]
         for vectors in range(cut.width, max(cut.width - 2, 0), -1):
             for rows in (cut.height, cut.height - 1)[: 1 + (cut.tall < cut.tiles)]:
@@ -543,7 +550,7 @@ class _WeightGradient(_Emission):
         rows = self.cut.rows
         lines = [
             "for (int64_t f = 0; f < valid; f++) for (int64_t at = low; at < high; at += 16) {",
-            f"const int64_t i = filter + f, n = high - at < 16 ? high - at : 16; (void)i;",
+            "const int64_t i = filter + f, n = high - at < 16 ? high - at : 16; (void)i;",
             f"const {element}x16 sum = load_strided_{element}(sums + (at - low) * width + f, width);",
         ]
         extents = {"group": shape.groups, "i": shape.rows, "at": max(rows - LANES + 1, 1), LANE: min(rows, LANES)}

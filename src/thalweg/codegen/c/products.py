@@ -18,7 +18,7 @@ from typing import Any
 from thalweg.codegen.c.bindings import TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Access, Expression
 from thalweg.codegen.c.nests import emit_contraction, store_all
-from thalweg.codegen.c.tiles import ITEM, balanced, pack_transposed, product_tile, tile_shape
+from thalweg.codegen.c.tiles import ITEM, balanced, pack_rows, pack_transposed, product_tile, tile_shape
 from thalweg.codegen.loops import LANE, Index, constant, divide, unravel, variable
 from thalweg.graph import Value
 from thalweg.plan import LANES, Kernel
@@ -28,6 +28,7 @@ DOT_ROWS = 4  # rows up to which a transposed right operand is read in place
 BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
 CHUNK_ROWS = 96  # rows that share a copied panel, at least, where tasks are cut by rows
 BUFFER_ROWS = 384  # rows whose sums wait for the next block, at most
+PAGE = 4096  # rows of the left operand that lie whole pages apart fall on each other in the first cache
 
 Place = Callable[[Index, Index, Index, dict[str, int]], tuple[Index, ...]]
 
@@ -71,6 +72,11 @@ class Shape:
     @property
     def block(self) -> int:
         return -(-self.k // self.blocks // LANES) * LANES if self.blocks > 1 else self.k
+
+    @property
+    def left_copied(self) -> bool:
+        """Are rows of the left operand copied before use?"""
+        return not self.transpose_a and self.m > DOT_ROWS and self.k * ITEM[self.element] % PAGE == 0
 
     def chunks(self, tasks: int) -> int:
         """Parts of the rows, each with panels of its own."""
@@ -140,7 +146,8 @@ def product_workspace(kernel: Kernel) -> int:
     if shape is None or shape.dots:
         return 0
     width = shape.tile[1] * LANES
-    return (shape.block + shape.buffer_rows(kernel.tasks)) * width * ITEM[shape.element]
+    left = shape.tile[0] * (shape.block + LANES) if shape.left_copied else 0
+    return ((shape.block + shape.buffer_rows(kernel.tasks)) * width + left) * ITEM[shape.element]
 
 
 def emit_product(context: Context) -> KernelText:
@@ -203,8 +210,14 @@ class _Product:
         row_step, k_step = (1, shape.m) if shape.transpose_a else (shape.k, 1)
         first = " && ".join([*(["k == 0"] if shape.blocks > 1 else []), *(["image == 0"] if shape.repeats > 1 else [])])
         target = f"sums + (tile - begin) * {height} * width" if several else "sums"
+        left = f"a + row * {row_step}, {row_step}"
+        if shape.left_copied:
+            copy = pack_rows(self.context, element)
+            lines.append(f"{element} *const rest = sums + {shape.buffer_rows(tasks) * width * LANES};")
+            lines.append(f"{copy}(a + row * {shape.k}, {shape.k}, rows, count, count, rest, {shape.block + LANES});")
+            left = f"rest, {shape.block + LANES}"
         arguments = (
-            f"a + row * {row_step}, {row_step}, {k_step}, b, pitch, count, to, width, " + (f"!({first})" if first else "0")
+            f"{left}, {k_step}, b, pitch, count, to, width, " + (f"!({first})" if first else "0")
         )
         lines.append(f"{element} *const to = {target};")
         lines += self._calls(height, tall < tiles, width, wide < panels, arguments)
@@ -243,22 +256,13 @@ class _Product:
                     return [*lines, f"const {element} *const b = from; const int64_t pitch = {shape.n};"]
                 lines.append(f"const int copied = column + width > {shape.n};")
                 lines.append("if (copied) {")
-            lines += self._pack_rows()
+            pack = pack_rows(self.context, element)
+            lines.append(f"{pack}(from, {shape.n}, count, {shape.n} - column < width ? {shape.n} - column : width, width, panel, width);")
             if not shape.copies:
                 lines.append("}")
                 lines.append(f"const {element} *const b = copied ? panel : from; const int64_t pitch = copied ? width : {shape.n};")
                 return lines
         return [*lines, f"const {element} *const b = panel; const int64_t pitch = width;"]
-
-    def _pack_rows(self) -> list[str]:
-        """Copy rows k.. of the right operand's columns to panel[k][width], lanes behind the last column zero."""
-        shape, element = self.shape, self.shape.element
-        lines = ["for (int64_t r = 0; r < count; r++) for (int64_t c = 0; c < width; c += 16)"]
-        full = f"load_{element}(from + r * {shape.n} + c)"
-        if shape.n % LANES:
-            last = f"load_partial_{element}(from + r * {shape.n} + c, {shape.n % LANES})"
-            lines.append(f"if (column + c + 16 > {shape.n}) store_{element}(panel + r * width + c, {last}); else")
-        return [*lines, f"store_{element}(panel + r * width + c, {full});"]
 
     # ---- epilogue ----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from thalweg.codegen.c.bindings import STATIC, Context
 
-Loop = Callable[[list[str], int], list[str]]  # the loop around the steps of a part that begins at a vector
+Loop = Callable[[list[str], int, int], list[str]]  # around the steps of a part, by its rows and its first vector
 ITEM = {"f32": 4, "f64": 8}
 ACCUMULATORS = {64: 24, 32: 12, 16: 24}  # registers for sums, by bytes of a register
 MOST_VECTORS = {1: 12, 2: 8, 3: 6, 4: 5, 5: 4, 6: 4}  # of a tile with that many rows
@@ -42,7 +42,7 @@ def product_tile(context: Context, element: str, rows: int, vectors: int) -> str
     name = f"product_{element}_{rows}x{vectors}"
     head = f"int64_t row, int64_t step, const {element} *b, int64_t pitch, int64_t count, {element} *out, int64_t width, int add"
 
-    def loop(steps: list[str], q: int) -> list[str]:
+    def loop(steps: list[str], count: int, q: int) -> list[str]:
         return [
             f"const {element} *y = b + {q * 16}; int64_t x = 0;",
             "for (int64_t k = 0; k < count; k++, x += step, y += pitch) {",
@@ -63,17 +63,36 @@ def window_tile(context: Context, element: str, rows: int, vectors: int) -> str:
         f"const int64_t *taps, int64_t inner, {element} *out, int64_t width, int add"
     )
 
-    def loop(steps: list[str], q: int) -> list[str]:
+    def loop(steps: list[str], count: int, q: int) -> list[str]:
         return [
             f"const {element} *from = b + {q * 16}; int64_t shift = 0;",
-            "for (int64_t c = 0; c < outer; c++, from += b_step, shift += a_step)",
+            "for (int64_t c = 0; c < outer; c++, from += b_step, shift += a_step) {",
+            # rows of a weight's transpose are far apart: no hardware fetches them ahead
+            *(f"__builtin_prefetch(x{r} + shift + 8 * a_step);" for r in range(count)),
             "for (int64_t t = 0; t < inner; t++) {",
             f"const int64_t x = shift + taps[2 * t]; const {element} *y = from + taps[2 * t + 1];",
             *steps,
             "}",
+            "}",
         ]
 
     text = _function(element, rows, vectors, f"{STATIC} void {name}(const {element} *a, {head})", "a + row[{r}]", loop)
+    return context.shared(name, text)
+
+
+def pack_rows(context: Context, element: str) -> str:
+    """The name of `to[r * pitch + c] = from[r * stride + c]` for `rows` rows and `columns` columns, zero for columns from
+    there to `width` (up to 15 further ones are written)."""
+    name = f"pack_rows_{element}"
+    text = f"""{STATIC} void {name}(const {element} *from, int64_t stride, int64_t rows, int64_t columns, int64_t width, {element} *to, int64_t pitch) {{
+for (int64_t r = 0; r < rows; r++, from += stride, to += pitch) {{
+int64_t c = 0;
+for (; c + 16 <= columns; c += 16) store_{element}(to + c, load_{element}(from + c));
+if (c < columns) {{ store_{element}(to + c, load_partial_{element}(from + c, (int)(columns - c))); c += 16; }}
+for (; c < width; c += 16) store_{element}(to + c, broadcast_{element}(0));
+}}
+}}
+"""
     return context.shared(name, text)
 
 
@@ -83,13 +102,13 @@ def pack_transposed(context: Context, element: str) -> str:
     name = f"pack_transposed_{element}"
     fast = ""
     if element == "f32":  # 16 x 16 transposes
-        fast = f"""if (c + 16 <= columns && k + 16 <= count) {{
+        fast = """if (c + 16 <= columns && k + 16 <= count) {
 f32x16 t[16];
 for (int l = 0; l < 16; l++) t[l] = load_f32(x + l * stride);
 transpose_f32(t);
 for (int l = 0; l < 16; l++) store_f32(y + l * width, t[l]);
 continue;
-}}
+}
 """
     text = f"""{STATIC} void {name}(const {element} *from, int64_t stride, int64_t count, int64_t columns, {element} *to, int64_t width) {{
 for (int64_t c = 0; c < width; c += 16) for (int64_t k = 0; k < count; k += 16) {{
@@ -158,7 +177,7 @@ def _part(element: str, part: tuple[int, int, int, int], left: str, loop: Loop) 
             f"{{ {loads[q]} " + " ".join(f"s{r}_{q} = fma_{element}(w{r}, y{q}, s{r}_{q});" for r in rows) + " }"
             for q in vectors
         ]
-    lines += loop(steps, vector)
+    lines += loop(steps, len(rows), vector)
     at = [f"out + {r + row} * width + {(q + vector) * 16}" for r, q in pairs]
     lines.append("if (add) {")
     lines += [f"s{r}_{q} = add_{element}(load_{element}({a}), s{r}_{q});" for (r, q), a in zip(pairs, at, strict=True)]
