@@ -13,6 +13,7 @@ import itertools
 import math
 import mmap
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ ALIGNMENT = 64  # a cache line, and the widest vector register
 ROLES = ("arena", "scratch", "state", "output")
 
 _HUGE_PAGE = 2 << 20
+_BYTE = np.dtype(np.uint8)
+_addressof = ctypes.addressof
+_first_byte: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
 _POSIX = hasattr(mmap, "MAP_ANONYMOUS")
 
 # Live allocations: number -> (role, bytes). Single operations on a dict are atomic, so that a finalizer,
@@ -82,7 +86,7 @@ def _take(nbytes: int, alignment: int) -> tuple[NDArray[np.uint8], Any]:
 
 def _address(array: NDArray[Any]) -> int:
     # Three times as fast as array.ctypes.data.
-    return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    return _addressof(_first_byte(array))
 
 
 def mapped_bytes(role: str | None = None) -> int:
@@ -96,5 +100,5 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any
     """An uninitialised row-major array whose address is a multiple of 64, for the outputs of a program."""
     dtype = np.dtype(dtype)
     size = shape if isinstance(shape, int) else math.prod(shape)
-    whole = np.empty(size * dtype.itemsize + ALIGNMENT, np.uint8)
-    return np.ndarray(shape, dtype, whole, -_address(whole) % ALIGNMENT)
+    whole = np.empty(size * dtype.itemsize + ALIGNMENT, _BYTE)
+    return np.ndarray(shape, dtype, whole, -_addressof(_first_byte(whole)) % ALIGNMENT)
