@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as request:  # --help and --version
         return int(request.code or 0)
     with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _show_warning
         try:
             return int(options.command(options))
