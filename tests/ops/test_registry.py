@@ -60,9 +60,9 @@ def _nodes(graph: Graph, bodies: bool) -> list[Node]:
 
 
 def _library(entry: Any) -> bool:
-    """Whether an entry of the registry belongs to the package (tests declare composites too)."""
+    """Whether `thalweg.ops` declares an entry: tests declare composites too, and optimisers theirs."""
     owner = entry if isinstance(entry, type) else entry.function
-    return bool(owner.__module__.startswith("thalweg."))
+    return bool(owner.__module__.startswith("thalweg.ops."))
 
 
 def _library_ops() -> list[str]:
