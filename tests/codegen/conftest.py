@@ -1,0 +1,55 @@
+"""Programs made from a few nodes, for tests of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thalweg.graph import Builder, Graph, State, Value, using
+from thalweg.runtime.program import NativeProgram
+from thalweg.types import type_of
+
+Array = np.ndarray[Any, Any]
+Build = Callable[[Sequence[Value]], Sequence[Value]]
+
+
+class Parameter:
+    """An array that a program reads as state, so that no axis of it counts samples."""
+
+    name = "parameter"
+
+    def __init__(self, data: Array) -> None:
+        self.data = data
+        self.address = data.ctypes.data
+
+    def storage_for_update(self) -> Array:
+        return self.data
+
+
+@pytest.fixture
+def whole_program(needs_compiler: None) -> Callable[..., NativeProgram]:
+    """`whole_program(build, arrays, threads=1, target="native", after=0)`: a program whose kernels see whole values.
+
+    `build` makes the results from values that stand for the arrays; the last `after` results become the new
+    values of the last `after` arrays instead of outputs.
+    """
+
+    def make(
+        build: Build, arrays: Sequence[Array], threads: int = 1, target: str = "native", after: int = 0
+    ) -> NativeProgram:
+        values = [Value(type_of(array)) for array in arrays]
+        with using(Builder()) as builder:
+            results = list(build(values))
+        updates = [None] * (len(values) - after) + results[len(results) - after :]
+        state = tuple(
+            State(value, update, Parameter(array))
+            for value, update, array in zip(values, updates, arrays, strict=True)
+        )
+        outputs = tuple(results[: len(results) - after])
+        graph = Graph((), tuple(builder.nodes), outputs, state).verify()
+        return NativeProgram(graph, threads, target)
+
+    return make
