@@ -194,7 +194,10 @@ class Plan:
         slots = [b for b in found if b.scope is Scope.SLOT]
         if slots and kernel.role == ("partial" if write else "combine"):
             return slots[0]
-        return next(b for b in found if b.scope not in (Scope.THREAD, Scope.SLOT))
+        rows_of = [b for b in found if b.scope not in (Scope.THREAD, Scope.SLOT)]
+        if not rows_of:
+            raise GraphError(f"{value} has no buffer for kernel {kernel.name} of phase {number}")
+        return rows_of[0]
 
     def constant_arrays(self) -> list[np.ndarray[Any, Any]]:
         """The arrays behind `constants`."""
