@@ -194,46 +194,14 @@ def first_step(cold: bool) -> float:
     return statistics.median(times)
 
 
-def peak(threads: int) -> float:
-    """Seconds per floating-point operation of a loop of independent FMAs, the best of 20 runs."""
-    import ctypes
-    from concurrent.futures import ThreadPoolExecutor
-
-    from thalweg.codegen.c import build, library
-
-    accumulators = range(12)
-    text = '#include "vector.h"\n__attribute__((visibility("default"))) float spin(int64_t n);\n'
-    text += "float spin(int64_t n) {\n"
-    text += "".join(f"f32x16 a{i} = broadcast_f32({i});" for i in accumulators)
-    text += "f32x16 x = broadcast_f32(0.999f), y = broadcast_f32(0.001f);"
-    text += '__asm__ volatile("" : "+m"(x), "+m"(y));'
-    text += (
-        "for (int64_t i = 0; i < n; i++) {"
-        + "".join(f"a{i} = fma_f32(a{i}, x, y);" for i in accumulators)
-        + "}"
-    )
-    total = "a0"
-    for i in accumulators[1:]:
-        total = f"add_f32({total}, a{i})"
-    text += f"return sum_f32({total}); }}"
-    spin = build.library([("peak.c", text)], "native", {"vector.h": library.header()}).spin
-    spin.argtypes, spin.restype = [ctypes.c_int64], ctypes.c_float
-    count = 2_000_000
-    best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(20):
-            start = time.perf_counter()
-            list(pool.map(spin, [count] * threads))
-            best = min(best, time.perf_counter() - start)
-    return best / (count * len(accumulators) * 32 * threads)
-
-
 def main() -> None:
     import os
 
     case, side, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if case == "peak":
-        seconds = peak(threads)
+        from thalweg.runtime.limits import operations_per_second
+
+        seconds = 1 / operations_per_second(threads)
     elif case == "import":
         seconds = process_seconds(f"import {side}", dict(os.environ))
     elif case.startswith("first lenet step"):

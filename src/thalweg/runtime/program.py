@@ -124,6 +124,7 @@ class _Call(ctypes.Structure):
         ("scratch", ctypes.c_void_p),
         ("io", ctypes.c_void_p),
         ("error", ctypes.c_int32),
+        ("events", ctypes.c_void_p),
     )
 
 
@@ -152,7 +153,9 @@ class _Frame:
 class NativeProgram:
     """The graph as a native library: scheduled, written as C, built (or found in the cache) and loaded."""
 
-    def __init__(self, graph: Graph, threads: int | None = None, target: str = "native") -> None:
+    def __init__(
+        self, graph: Graph, threads: int | None = None, target: str = "native", timed: bool = False
+    ) -> None:
         from thalweg.codegen.c import build
         from thalweg.codegen.c.program import ENTRY, generate, headers
         from thalweg.runtime.pool import runtime_library
@@ -160,7 +163,7 @@ class NativeProgram:
         self.graph = graph
         self.plan = make_plan(graph, target)
         self.threads = threads  # None: the setting at the time of each call
-        generated = generate(self.plan)
+        generated = generate(self.plan, timed)
         self.source = generated.text
         if settings.dump is not None:
             _dump(settings.dump, graph, self.plan, generated.text)
@@ -175,6 +178,7 @@ class NativeProgram:
         self.outputs = [(value.shape, value.dtype.numpy) for value in scheduled.outputs]
         self.constants = self.plan.constant_arrays()
         self.frames: list[_Frame] = []
+        self.events: Array | None = None  # of a timed program: one row of records per thread
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs for the inputs (row-major arrays of the graph's types); state is updated in place."""
@@ -207,6 +211,7 @@ class NativeProgram:
             pointers[position] = array.ctypes.data
             position += 1
         frame.call.error = 0
+        frame.call.events = None if self.events is None else self.events.ctypes.data
         code = self.entry(pool(threads), self.run, frame.reference)
         self.frames.append(frame)
         if code:

@@ -21,7 +21,7 @@ import numpy as np
 
 from thalweg import types
 from thalweg.config import settings
-from thalweg.errors import ArgumentError
+from thalweg.errors import ArgumentError, UnsupportedError
 from thalweg.graph import Graph, Value, current
 from thalweg.graph.build import location
 from thalweg.tensor import eager, nest
@@ -193,6 +193,16 @@ def _run(entry: Entry, inputs: list[Array]) -> Any:
         lock.release()
 
 
+def _key(args: Sequence[Any], kwargs: dict[str, Any]) -> _Key:
+    """What identifies a call's arguments."""
+    key = _Key()
+    for item in args:
+        key.add(item)
+    if kwargs:
+        key.add(kwargs)
+    return key
+
+
 class Compiled(Traceable):
     """A compiled function; call it like the function itself. Made by `tw.compile`."""
 
@@ -209,11 +219,7 @@ class Compiled(Traceable):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if tracing() or current() is not None:
             return self.traced_function(*args, **kwargs)
-        key = _Key()
-        for item in args:
-            key.add(item)
-        if kwargs:
-            key.add(kwargs)
+        key = _key(args, kwargs)
         entry = self._entries.get(tuple(key.parts))
         if entry is None or entry.program is None or entry.stale(key.objects) is not None:
             entry = self._entry(args, kwargs, key, run=True)
@@ -277,13 +283,20 @@ class Compiled(Traceable):
         """The program for these arguments, compiled but not run."""
         return self._inspected(args, kwargs, run=True).program
 
+    def profile(self, *args: Any, calls: int = 20, **kwargs: Any) -> Any:
+        """Time of every kernel for these arguments, over some calls on a copy of the state: print it for
+        a table, `.trace(path)` writes a file for https://ui.perfetto.dev. C backend only."""
+        from thalweg.runtime.profile import profile
+        from thalweg.runtime.program import NativeProgram
+
+        key = _key(args, kwargs)
+        entry = self._entry(args, kwargs, key, run=True)
+        if not isinstance(entry.program, NativeProgram):
+            raise UnsupportedError(f'{self.name} runs on the NumPy backend; profile compile(backend="c")')
+        return profile(entry.program, key.arrays + entry.captured_arrays, calls)
+
     def _inspected(self, args: Sequence[Any], kwargs: dict[str, Any], run: bool) -> Entry:
-        key = _Key()
-        for item in args:
-            key.add(item)
-        if kwargs:
-            key.add(kwargs)
-        return self._entry(args, kwargs, key, run)
+        return self._entry(args, kwargs, _key(args, kwargs), run)
 
     # ---- tracing -------------------------------------------------------------------------------------------
 

@@ -79,9 +79,12 @@ def headers() -> dict[str, str]:
     return {"vector.h": library.header(), "runtime.h": runtime}
 
 
-def generate(plan: Plan) -> Source:
-    """The program of a plan. Kernels with equal text are written once."""
-    writer = _Writer()
+def generate(plan: Plan, timed: bool = False) -> Source:
+    """The program of a plan. Kernels with equal text are written once.
+
+    A `timed` program also records when each call of a kernel began and ended, by thread.
+    """
+    writer = _Writer(timed)
     phases = writer.phases(plan)
     return Source([*writer.parts, Part(_entry(plan, phases), set())], writer.failures)
 
@@ -101,7 +104,8 @@ def indented(text: str) -> str:
 class _Writer:
     """Collects functions in an order in which C can read them."""
 
-    def __init__(self) -> None:
+    def __init__(self, timed: bool) -> None:
+        self.timed = timed
         self.failures: list[Node] = []
         self.names: dict[str, str] = {}  # text of a kernel -> its name
         self.parts: list[Part] = []
@@ -116,13 +120,19 @@ class _Writer:
 
     def phases(self, plan: Plan) -> list[str]:
         prefix = f"plan{self.plans}_" if self.plans else ""
+        timed = self.timed and not self.plans  # what runs inside a loop's kernel counts as that kernel's time
+        if timed:
+            self.parts.append(Part(RECORD, set()))
         self.plans += 1
+        done = 0
         names: list[str] = []
         for number, phase in enumerate(plan.phases):
             calls = [self._kernel(Context(plan, phase, number, kernel, self)) for kernel in phase.kernels]
             names.append(f"{prefix}phase{number}")
             write = _batch_phase if phase.batch else _tile_phase
-            self.parts.append(Part(write(plan, names[-1], phase, calls), set()))
+            numbers = [done + i if timed else None for i in range(len(calls))]
+            done += len(calls)
+            self.parts.append(Part(write(plan, names[-1], phase, calls, numbers), set()))
         return names
 
     def _kernel(self, context: Context) -> Call:
@@ -131,7 +141,9 @@ class _Writer:
         if written.text not in self.names:
             self.names[written.text] = f"kernel{len(self.names)}"
             text = written.text.replace("NAME", self.names[written.text], 1)
-            self.parts.append(Part(text, written.functions, leaf=len(self.parts) == before and not context.calls))
+            self.parts.append(
+                Part(text, written.functions, leaf=len(self.parts) == before and not context.calls)
+            )
         return context.kernel, self.names[written.text], written
 
     def shared(self, name: str, text: str) -> None:
@@ -156,7 +168,7 @@ def _prelude(functions: set[str]) -> str:
             '#include "vector.h"',
             '#include "runtime.h"',
             library.text_for(sorted(functions)) if functions else "",
-            "typedef struct { char *arena; char *scratch; void *const *io; volatile int32_t error; } program;",
+            "typedef struct { char *arena; char *scratch; void *const *io; volatile int32_t error; int64_t *events; } program;",
         ]
     )
 
@@ -196,7 +208,31 @@ def _comment(kernel: Kernel) -> str:
     return f"/* {kernel.name} -> {', '.join(str(root.type) for root in kernel.roots)} */"
 
 
-def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call]) -> str:
+EVENTS = 1 << 15  # calls per thread that a timed program can record; further ones are dropped
+RECORD = f"""#include <time.h>
+static inline int64_t now(void) {{
+struct timespec t;
+clock_gettime(CLOCK_MONOTONIC, &t);
+return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}}
+/* events of a thread: their count, then (kernel, start, end) of each in nanoseconds */
+static inline void record(program *x, int32_t thread, int64_t kernel, int64_t start) {{
+int64_t *const own = x->events + (int64_t)thread * {3 * EVENTS + 1};
+if (own[0] < {EVENTS}) {{
+int64_t *const event = own + 1 + 3 * own[0]++;
+event[0] = kernel; event[1] = start; event[2] = now();
+}}
+}}"""
+
+
+def _timed(call: str, number: int | None) -> str:
+    """The call of a kernel, recorded where it has a number."""
+    if number is None:
+        return call
+    return f"{{ const int64_t start = now(); {call} record(x, thread, {number}, start); }}"
+
+
+def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], numbers: list[int | None]) -> str:
     """Each task walks its shard of the batch block by block, every block through all kernels."""
     blocks = -(-phase.extent // phase.block)
     lines = [
@@ -210,25 +246,27 @@ def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call]) -> str:
         f"const int64_t count = {phase.extent} - origin < {phase.block} ? {phase.extent} - origin : {phase.block};",
         "const int32_t first = block == begin;",
     ]
-    for kernel, function, written in calls:
+    for (kernel, function, written), number in zip(calls, numbers, strict=True):
         arguments = _arguments(plan, kernel, written, True)
         arguments += ", " if arguments else ""
-        lines.append(f"{function}({arguments}count, origin, first, &x->error); {_comment(kernel)}")
+        call = _timed(f"{function}({arguments}count, origin, first, &x->error);", number)
+        lines.append(f"{call} {_comment(kernel)}")
     return "\n".join([*lines, "}}"])
 
 
-def _tile_phase(plan: Plan, name: str, phase: Phase, calls: list[Call]) -> str:
+def _tile_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], numbers: list[int | None]) -> str:
     """The tasks of several kernels one after the other."""
     lines = [
         f"static void {name}(void *context, int64_t task, int32_t thread) {{",
         "program *const x = context;",
         f"char *const scratch = x->scratch + (int64_t)thread * {plan.thread_bytes}; (void)scratch;",
     ]
-    for kernel, function, written in calls:
+    for (kernel, function, written), number in zip(calls, numbers, strict=True):
         arguments = _arguments(plan, kernel, written, False)
         arguments += ", " if arguments else ""
+        call = _timed(f"{function}({arguments}task, &x->error);", number)
         lines.append(
-            f"if (task < {kernel.tasks}) {{ {function}({arguments}task, &x->error); return; }} task -= {kernel.tasks}; {_comment(kernel)}"
+            f"if (task < {kernel.tasks}) {{ {call} return; }} task -= {kernel.tasks}; {_comment(kernel)}"
         )
     return "\n".join([*lines, "}"])
 
