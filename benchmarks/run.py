@@ -90,20 +90,25 @@ def main() -> None:
             rows.append(compare(case, threads, options.processes))
             print(line(rows[-1]), flush=True)
     if options.markdown:
-        table = [
-            "| case | threads | Thalweg ms | peer | peer ms | peer / Thalweg | share of FMA peak |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            share = f"{100 * float(str(row['share of peak'])):.0f} %" if "share of peak" in row else ""
-            for key in row:
-                if str(key).endswith("/ thalweg"):
-                    side = str(key).split()[0]
-                    table.append(
-                        f"| {row['case']} | {row['threads']} | {1e3 * float(str(row['thalweg'])):.3f} "
-                        f"| {side} | {1e3 * float(str(row[side])):.3f} | {float(str(row[key])):.2f} | {share} |"
-                    )
-        options.markdown.write_text("\n".join(table) + "\n", encoding="utf-8")
+        options.markdown.write_text(markdown(rows), encoding="utf-8")
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    """The rows as a table, one line per peer."""
+    table = [
+        "| case | threads | Thalweg ms | peer | peer ms | peer / Thalweg | share of FMA peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        share = f"{float(str(row['share of peak'])):.0%}" if "share of peak" in row else ""
+        own = f"| {row['case']} | {row['threads']} | {1e3 * float(str(row['thalweg'])):.3f}"
+        sides = [key.split()[0] for key in row if key.endswith("/ thalweg")]
+        for side in sides:
+            time, ratio = 1e3 * float(str(row[side])), float(str(row[f"{side} / thalweg"]))
+            table.append(f"{own} | {side} | {time:.3f} | {ratio:.2f} | {share} |")
+        if not sides:
+            table.append(f"{own} | | | | {share} |")
+    return "\n".join(table) + "\n"
 
 
 if __name__ == "__main__":
