@@ -31,7 +31,8 @@ class Parameter:
 
 @pytest.fixture
 def whole_program(needs_compiler: None) -> Callable[..., NativeProgram]:
-    """`whole_program(build, arrays, threads=1, target="native", after=0)`: a program whose kernels see whole values.
+    """A function `(build, arrays, threads=1, target="native", after=0)` that makes a program whose kernels
+    see whole values.
 
     `build` makes the results from values that stand for the arrays; the last `after` results become the new
     values of the last `after` arrays instead of outputs.

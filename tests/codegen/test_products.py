@@ -1,4 +1,5 @@
-"""Row-major matrix products: NumPy's float64 results on odd shapes, epilogues, accuracy, and the same bits everywhere."""
+"""Row-major matrix products: NumPy's float64 results on odd shapes, epilogues, accuracy, and the same bits
+everywhere."""
 
 from __future__ import annotations
 
@@ -29,11 +30,13 @@ def odd_cases() -> list[Case]:
     random = np.random.default_rng(5)
     cases: list[Case] = []
     for number in range(36):
-        m, n, k = (SIZES[(number * step + shift) % 12] for step, shift in ((1, 0), (5, number // 12), (7, number // 6)))
-        cases.append(((), int(m), int(n), int(k), bool(random.integers(2)), bool(random.integers(2))))
+        places = (number, 5 * number + number // 12, 7 * number + number // 6)
+        m, n, k = (SIZES[place % 12] for place in places)
+        cases.append(((), m, n, k, bool(random.integers(2)), bool(random.integers(2))))
     for flags in ((False, False), (False, True), (True, False), (True, True)):
         cases += [((2, 3), 7, 18, 20, *flags), ((), 101, 70, 1030, *flags), ((2,), 3, 34, 33, *flags)]
-    return [*cases, ((), 400, 17, 600, False, False), ((), 50, 20, 1024, False, True), ((), 1, 200, 9, False, False)]
+    cases += [((), 400, 17, 600, False, False), ((), 50, 20, 1024, False, True)]
+    return [*cases, ((), 1, 200, 9, False, False)]
 
 
 def operands(cases: Sequence[Case], dtype: str) -> list[Array]:
@@ -89,9 +92,10 @@ def test_products_have_the_same_bits_for_every_instruction_set(dtype: str, whole
 
 
 def test_long_sums_are_as_exact_as_those_of_numpy(whole_program: Make) -> None:
-    """Blocks of the sum keep rounding errors below twice those of NumPy's product, which also works in blocks."""
+    """Blocks of the sum keep rounding errors below twice those of NumPy's product."""
     random = np.random.default_rng(2)
-    arrays = [random.uniform(0, 1, shape).astype(np.float32) for shape in ((64, 4096), (4096, 48), (3, 4096), (32, 4096))]
+    shapes = ((64, 4096), (4096, 48), (3, 4096), (32, 4096))
+    arrays = [random.uniform(0, 1, shape).astype(np.float32) for shape in shapes]
     (tiled, dots) = whole_program(
         lambda v: [apply(MatMul(), v[0], v[1]), apply(MatMul(False, True), v[2], v[3])], arrays
     )([])
@@ -102,12 +106,13 @@ def test_long_sums_are_as_exact_as_those_of_numpy(whole_program: Make) -> None:
 
 
 def test_epilogues_on_registers(whole_program: Make) -> None:
-    """Bias, ReLU and a residual behind products with full and partial vectors; several results of one kernel."""
+    """Bias, ReLU and a residual behind products with full and partial vectors; several results a kernel."""
     random = np.random.default_rng(3)
     sizes = [(5, 33, 20), (64, 64, 600), (2, 40, 30), (17, 16, 7)]
     arrays: list[Array] = []
     for m, n, k in sizes:
-        arrays += [random.standard_normal(shape).astype(np.float32) for shape in ((m, k), (n, k), (n,), (m, n))]
+        shapes = ((m, k), (n, k), (n,), (m, n))
+        arrays += [random.standard_normal(shape).astype(np.float32) for shape in shapes]
 
     def build(v: Sequence[Value]) -> list[Value]:
         results: list[Value] = []
@@ -131,10 +136,14 @@ def test_epilogues_on_registers(whole_program: Make) -> None:
 def test_an_update_behind_a_weight_gradient_happens_once(threads: int, whole_program: Make) -> None:
     """weight -= 0.5 * x^T g in the epilogue, in place, over several blocks of the sum."""
     random = np.random.default_rng(4)
-    arrays = [random.standard_normal(shape).astype(np.float32) for shape in ((1200, 37), (1200, 50), (37, 50))]
+    shapes = ((1200, 37), (1200, 50), (37, 50))
+    arrays = [random.standard_normal(shape).astype(np.float32) for shape in shapes]
     expected = arrays[2] - 0.5 * (arrays[0].astype(np.float64).T @ arrays[1])
     program = whole_program(
-        lambda v: [subtract(v[2], multiply(apply(MatMul(True, False), v[0], v[1]), 0.5))], arrays, threads, after=1
+        lambda v: [subtract(v[2], multiply(apply(MatMul(True, False), v[0], v[1]), 0.5))],
+        arrays,
+        threads,
+        after=1,
     )
     assert len(program.plan.kernels) == 1
     program([])
@@ -145,7 +154,5 @@ def test_an_epilogue_may_read_another_order_of_the_result(whole_program: Make) -
     """A reshaped operand is read where it lies."""
     random = np.random.default_rng(6)
     arrays = [random.standard_normal(shape).astype(np.float32) for shape in ((6, 20), (20, 35), (2, 3, 7, 5))]
-    (found,) = whole_program(
-        lambda v: [add(apply(MatMul(), v[0], v[1]), reshape(v[2], (6, 35)))], arrays
-    )([])
+    (found,) = whole_program(lambda v: [add(apply(MatMul(), v[0], v[1]), reshape(v[2], (6, 35)))], arrays)([])
     np.testing.assert_allclose(found, arrays[0] @ arrays[1] + arrays[2].reshape(6, 35), rtol=1e-5, atol=1e-5)

@@ -20,7 +20,15 @@ from thalweg.codegen.c.bindings import STATIC, TILE_PARAMETERS, Context, KernelT
 from thalweg.codegen.c.expressions import Expression
 from thalweg.codegen.c.nests import emit_contraction, store
 from thalweg.codegen.c.products import emit_product, product_workspace, shape_of
-from thalweg.codegen.c.tiles import ITEM, balanced, pack_transposed, tile_shape, window_tile
+from thalweg.codegen.c.tiles import (
+    ITEM,
+    MOST_ROWS,
+    balanced,
+    dots_tile,
+    pack_transposed,
+    tile_shape,
+    window_tile,
+)
 from thalweg.codegen.loops import LANE, Index, constant, unravel, variable
 from thalweg.plan import LANES, Kernel
 
@@ -203,8 +211,6 @@ def convolution_workspace(kernel: Kernel) -> int:
     assert kernel.anchor is not None
     item = ITEM[shape.element]
     if kernel.anchor.op.name == "convolution_weight_gradient":
-        if shape.rows < FEWEST_FILTERS:
-            return 0
         cut = _WeightCut(shape, kernel.tasks)
         return (cut.strip + cut.panel + cut.sums) * item
     rows, _ = _cut(shape, kernel.tasks)
@@ -224,11 +230,12 @@ def emit_convolution(context: Context) -> KernelText:
     assert anchor is not None
     if shape_of(context.kernel) is not None:
         return emit_product(context)
-    weights = anchor.op.name == "convolution_weight_gradient"
-    if shape is None or (weights and shape.rows < FEWEST_FILTERS):
+    if shape is None:
         return emit_contraction(context)
-    body = _WeightGradient(context, shape).body() if weights else _Convolution(context, shape).body()
-    return context.function("\n".join(body), TILE_PARAMETERS)
+    emission: type[_Convolution | _WeightGradient] = _Convolution
+    if anchor.op.name == "convolution_weight_gradient":
+        emission = _WeightGradient if shape.rows >= FEWEST_FILTERS else _NarrowWeightGradient
+    return context.function("\n".join(emission(context, shape).body()), TILE_PARAMETERS)
 
 
 class _Emission:
@@ -436,15 +443,16 @@ class _Convolution(_Emission):
 
 
 class _WeightCut:
-    """How a weight gradient is cut: panels of filters, chunks of rows (channel, tap), strips of pixels."""
+    """How a weight gradient is cut: panels of filters, chunks of rows (channel, tap), strips of pixels. Where filters are
+    few, all are one panel, which needs no copy, and lanes run along pixels."""
 
     def __init__(self, shape: Geometry, tasks: int) -> None:
         self.rows = shape.channels * shape.taps  # of the tiles
         self.inner = math.prod(axis.count for axis in shape.axes[1:])  # pixels of one position of the first axis
-        self.positions = min(shape.axes[0].count, max(1, BLOCK // self.inner))
-        self.strips = -(-shape.axes[0].count // self.positions)
+        narrow = shape.rows < FEWEST_FILTERS
+        self.positions = min(shape.axes[0].count, max(1, BLOCK * (LANES if narrow else 1) // self.inner))
         vectors = -(-shape.rows // LANES)
-        self.height, width = tile_shape(self.rows, vectors)
+        self.height, width = (MOST_ROWS[1], 1) if narrow else tile_shape(self.rows, vectors)
         self.panels, self.width, self.wide = balanced(vectors, width)
         self.tiles, self.height, self.tall = balanced(self.rows, self.height)
         beside = self.panels * shape.groups
@@ -453,8 +461,9 @@ class _WeightCut:
         chunk_rows = -(-self.tiles // self.chunks) * self.height
         channels = min(shape.channels, (chunk_rows - 2) // shape.taps + 2)
         self.strip = shape.strip(self.positions, channels)
-        self.panel = -(-self.positions * self.inner // LANES) * LANES * self.width * LANES
-        self.sums = (chunk_rows + LANES) * self.width * LANES
+        self.panel = 0 if narrow else -(-self.positions * self.inner // LANES) * LANES * self.width * LANES
+        self.chunk_rows = chunk_rows + LANES
+        self.sums = self.chunk_rows * (shape.rows if narrow else self.width) * LANES
 
 
 class _WeightGradient(_Emission):
@@ -468,9 +477,6 @@ class _WeightGradient(_Emission):
         """Items (group, panel of filters, chunk of rows); in each, images and strips."""
         shape, element, cut, tasks = self.shape, self.shape.element, self.cut, self.context.kernel.tasks
         items = shape.groups * cut.panels * cut.chunks
-        pixels = shape.axes[0].count * cut.inner
-        filters = shape.rows * shape.groups
-        pack = pack_transposed(self.context, element)
         lines = [
             "(void)error;",
             f"{element} *const strip = ({element} *){self.scratch}, *const panel = strip + {cut.strip}, "
@@ -485,19 +491,33 @@ class _WeightGradient(_Emission):
             f"const int64_t low = begin * {cut.height} - (begin > {cut.tall} ? begin - {cut.tall} : 0);",
             f"const int64_t high = end * {cut.height} - (end > {cut.tall} ? end - {cut.tall} : 0);",
             f"const int64_t first = low / {shape.taps}, channels = (high - 1) / {shape.taps} + 1 - first;",
-            self._pixels(),
             f"for (int64_t image = 0; image < {shape.batch}; image++) "
             f"for (int64_t start = 0; start < {shape.axes[0].count}; start += {cut.positions}) {{",
             f"const int64_t channel = (image * {shape.groups} + group) * {shape.channels} + first;",
             f"const int64_t count = {shape.axes[0].count} - start < {cut.positions} ? "
             f"{shape.axes[0].count} - start : {cut.positions};",
             *self.fill(cut.positions, "start", "channels"),
-            f"{pack}({self.other} + (image * {filters} + group * {shape.rows} + filter) * {pixels} + start * {cut.inner}, "
-            f"{pixels}, count * {cut.inner}, valid, panel, width);",
-            *self._tiles(),
+            *self._strip(),
             "}",
         ]
         return [*lines, *self._finish(), "}"]
+
+    def _cotangent(self) -> tuple[str, int]:
+        """C text of the address of the cotangent's pixels of the strip for the panel's first filter, and its pixels."""
+        shape = self.shape
+        pixels = shape.axes[0].count * self.cut.inner
+        member = f"image * {shape.rows * shape.groups} + group * {shape.rows} + filter"
+        return f"{self.other} + ({member}) * {pixels} + start * {self.cut.inner}", pixels
+
+    def _strip(self) -> list[str]:
+        """What a strip adds to the sums: the panel of the cotangent, then all tiles of rows."""
+        pack = pack_transposed(self.context, self.shape.element)
+        cotangent, pixels = self._cotangent()
+        return [
+            self._pixels(),
+            f"{pack}({cotangent}, {pixels}, count * {self.cut.inner}, valid, panel, width);",
+            *self._tiles(),
+        ]
 
     def _pixels(self) -> str:
         """The table of the pixels of one position of the first axis: where each lies in the strip and in the panel."""
@@ -512,9 +532,9 @@ class _WeightGradient(_Emission):
             tables.append(f"static const int64_t pixels{vectors}[] = {{{entries}}};")
         return "\n".join(tables)
 
-    def _tiles(self) -> list[str]:
-        """All tiles of rows over the pixels of the strip."""
-        shape, element, cut = self.shape, self.shape.element, self.cut
+    def _rows(self) -> list[str]:
+        """The loop over tiles of rows, with the place of each row in the strip."""
+        shape, cut = self.shape, self.cut
         plane = shape.plane(cut.positions)
         offsets: list[str] = []
         for taps in itertools.product(*(axis.parts[0].taps for axis in shape.axes)):
@@ -523,7 +543,7 @@ class _WeightGradient(_Emission):
                 phase = phase * len(axis.phases) + f
                 offset += o * pitch
             offsets.append(str(phase * plane + offset))
-        lines = [
+        return [
             f"static const int64_t offset[] = {{{', '.join(offsets)}}};",
             "for (int64_t tile = begin; tile < end; tile++) {",
             f"const int64_t at = tile * {cut.height} - (tile > {cut.tall} ? tile - {cut.tall} : 0);",
@@ -534,9 +554,18 @@ class _WeightGradient(_Emission):
             f"if (++tap == {shape.taps}) {{ tap = 0; base += {len(shape.phases) * plane}; }}",
             "}",
         ]
+
+    def _heights(self) -> tuple[int, ...]:
+        """Rows of the tiles."""
+        return (self.cut.height, self.cut.height - 1)[: 1 + (self.cut.tall < self.cut.tiles)]
+
+    def _tiles(self) -> list[str]:
+        """All tiles of rows over the pixels of the strip."""
+        shape, cut = self.shape, self.cut
+        lines = self._rows()
         for vectors in range(cut.width, max(cut.width - 2, 0), -1):
-            for rows in (cut.height, cut.height - 1)[: 1 + (cut.tall < cut.tiles)]:
-                name = window_tile(self.context, element, rows, vectors)
+            for rows in self._heights():
+                name = window_tile(self.context, shape.element, rows, vectors)
                 lines.append(
                     f"if (width == {vectors * LANES} && rows == {rows}) {name}(strip, row, {shape.pitches[0]}, panel, "
                     f"{cut.inner} * width, count, pixels{vectors}, {cut.inner}, sums + (at - low) * width, width, "
@@ -544,19 +573,62 @@ class _WeightGradient(_Emission):
                 )
         return [*lines, "}"]
 
+    def _sum(self) -> list[str]:
+        """16 neighbouring rows of filter `f` from the sums, in a vector."""
+        element = self.shape.element
+        return [f"const {element}x16 sum = load_strided_{element}(sums + (at - low) * width + f, width);"]
+
     def _finish(self) -> list[str]:
         """The sums, transposed to rows of filters, through the epilogue to memory."""
-        shape, element = self.shape, self.shape.element
+        shape = self.shape
         rows = self.cut.rows
         lines = [
             "for (int64_t f = 0; f < valid; f++) for (int64_t at = low; at < high; at += 16) {",
             "const int64_t i = filter + f, n = high - at < 16 ? high - at : 16; (void)i;",
-            f"const {element}x16 sum = load_strided_{element}(sums + (at - low) * width + f, width);",
+            *self._sum(),
         ]
         extents = {"group": shape.groups, "i": shape.rows, "at": max(rows - LANES + 1, 1), LANE: min(rows, LANES)}
         inner = unravel(variable("at") + variable(LANE), self.result.shape[1:], extents)
         indices = (variable("group") * shape.rows + variable("i"), *inner)
         return [*lines, *self.both("sum", indices, extents), "}"]
+
+
+class _NarrowWeightGradient(_WeightGradient):
+    """Few filters per group (depthwise convolutions): lanes run along the last axis and are added at the end."""
+
+    def _strip(self) -> list[str]:
+        """Each filter with each tile of rows, over the rows of pixels of the strip."""
+        shape, cut = self.shape, self.cut
+        cotangent, pixels = self._cotangent()
+        outer, length, extent = "1", "count", 1  # one axis: a single row of pixels
+        from_strip, from_cotangent, loop = "", "", ""
+        if len(shape.axes) == 2:
+            outer, length, extent = "count", str(shape.axes[1].count), shape.axes[1].count
+        elif len(shape.axes) == 3:
+            outer, length, extent = str(shape.axes[1].count), str(shape.axes[2].count), shape.axes[2].count
+            loop = "for (int64_t q = 0; q < count; q++)"
+            from_strip, from_cotangent = f" + q * {shape.pitches[0]}", f" + q * {cut.inner}"
+        step = shape.pitches[-2] if len(shape.axes) > 1 else 0
+        lines = ["for (int64_t f = 0; f < valid; f++) {", f"const {shape.element} *const y = {cotangent} + f * {pixels};"]
+        lines += self._rows()
+        add = "image + start > 0" + (" || q > 0" if loop else "")
+        for rows in self._heights():
+            name = dots_tile(self.context, shape.element, rows)
+            lines.append(
+                f"if (rows == {rows}) {loop} {name}(strip{from_strip}, row, {step}, y{from_cotangent}, {extent}, {outer}, "
+                f"{length}, sums + (f * {cut.chunk_rows} + at - low) * {LANES}, {add});"
+            )
+        return [*lines, "}", "}"]
+
+    def _sum(self) -> list[str]:
+        element = self.shape.element
+        return [
+            f"{element}_lanes lanes;",
+            f"for (int64_t l = 0; l < n; l++) lanes.lane[l] = sum_{element}(load_{element}("
+            f"sums + (f * {self.cut.chunk_rows} + at - low + l) * {LANES}));",
+            "for (int64_t l = n; l < 16; l++) lanes.lane[l] = 0;",
+            f"const {element}x16 sum = lanes.whole;",
+        ]
 
 
 def strip_row(context: Context, element: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from thalweg.codegen.c.bindings import STATIC, Context
 
+Box = tuple[int, int, int, int]  # part of a tile: first row, end, first vector, end
 Loop = Callable[[list[str], int, int], list[str]]  # around the steps of a part, by its rows and its first vector
 ITEM = {"f32": 4, "f64": 8}
 ACCUMULATORS = {64: 24, 32: 12, 16: 24}  # registers for sums, by bytes of a register
@@ -80,6 +81,34 @@ def window_tile(context: Context, element: str, rows: int, vectors: int) -> str:
     return context.shared(name, text)
 
 
+def dots_tile(context: Context, element: str, rows: int) -> str:
+    """The name of `out[16 * r + lane] = sum over c < outer, x < inner with x % 16 == lane of
+    a[row[r] + c * a_step + x] * b[c * b_step + x]`; with `add` the sums are added."""
+    name = f"dots_{element}_{rows}"
+    head = (
+        f"{STATIC} void {name}(const {element} *a, const int64_t *row, int64_t a_step, const {element} *b, int64_t b_step, "
+        f"int64_t outer, int64_t inner, {element} *out, int add) {{"
+    )
+
+    def part(box: Box) -> list[str]:
+        numbers = range(box[0], box[1])
+        lines = ["{", " ".join(f"{element}x16 s{r} = broadcast_{element}(0);" for r in numbers)]
+        lines += [f"const {element} *x{r} = a + row[{r}];" for r in numbers]
+        lines += [f"const {element} *y = b;", "for (int64_t c = 0; c < outer; c++, y += b_step) {", "int64_t k = 0;"]
+        for test, load, end in (("for (; k + 16 <= inner; k += 16)", "load", ""), ("if (k < inner)", "load_partial", ", left")):
+            lines.append(f"{test} {{ {'const int left = (int)(inner - k);' if end else ''}")
+            lines.append(f"const {element}x16 w = {load}_{element}(y + k{end});")
+            lines += [f"s{r} = fma_{element}({load}_{element}(x{r} + k{end}), w, s{r});" for r in numbers]
+            lines.append("}")
+        lines += [f"x{r} += a_step;" for r in numbers]
+        lines.append("}")
+        lines += [f"if (add) s{r} = add_{element}(load_{element}(out + {16 * r}), s{r});" for r in numbers]
+        lines += [f"store_{element}(out + {16 * r}, s{r});" for r in numbers]
+        return [*lines, "}"]
+
+    return context.shared(name, _by_registers(element, rows, 1, head, part))
+
+
 def pack_rows(context: Context, element: str) -> str:
     """The name of `to[r * pitch + c] = from[r * stride + c]` for `rows` rows and `columns` columns, zero for columns from
     there to `width` (up to 15 further ones are written)."""
@@ -123,28 +152,33 @@ for (int64_t l = 0; l < 16; l++) y[i * width + l] = c + l < columns ? x[l * stri
 
 
 def _function(element: str, rows: int, vectors: int, head: str, left: str, loop: Loop) -> str:
-    """A tile function: for each width of registers the parts that fit into them, one after the other."""
-    lines = [head + " {"]
-    seen: list[tuple[list[int], list[tuple[int, int, int, int]]]] = []
+    """A tile function."""
+    return _by_registers(element, rows, vectors, head + " {", lambda part: _part(element, part, left, loop))
+
+
+def _by_registers(element: str, rows: int, vectors: int, head: str, part: Callable[[Box], list[str]]) -> str:
+    """A function that works, for each width of registers, on the parts of a tile that fit into them, one by one."""
+    variants: list[tuple[list[int], list[Box]]] = []
     for nbytes in ACCUMULATORS:
-        parts = list(_parts(rows, vectors, nbytes, 16 * ITEM[element] // nbytes))
-        if seen and seen[-1][1] == parts:
-            seen[-1][0].append(nbytes)
+        boxes = list(_parts(rows, vectors, nbytes, 16 * ITEM[element] // nbytes))
+        if variants and variants[-1][1] == boxes:
+            variants[-1][0].append(nbytes)
         else:
-            seen.append(([nbytes], parts))
-    for number, (sizes, parts) in enumerate(seen):
-        if len(seen) > 1:
+            variants.append(([nbytes], boxes))
+    lines = [head]
+    for number, (sizes, boxes) in enumerate(variants):
+        if len(variants) > 1:
             test = " || ".join(f"TW_BYTES == {size}" for size in sizes)
-            lines.append("#else" if number == len(seen) - 1 else f"#{'el' if number else ''}if {test}")
-        for part in parts:
-            lines += _part(element, part, left, loop)
-    if len(seen) > 1:
+            lines.append("#else" if number == len(variants) - 1 else f"#{'el' if number else ''}if {test}")
+        for box in boxes:
+            lines += part(box)
+    if len(variants) > 1:
         lines.append("#endif")
     return "\n".join([*lines, "}", ""])
 
 
-def _parts(rows: int, vectors: int, nbytes: int, registers: int) -> Iterator[tuple[int, int, int, int]]:
-    """Parts of a tile (first row, end, first vector, end) whose sums fit into registers of `nbytes`."""
+def _parts(rows: int, vectors: int, nbytes: int, registers: int) -> Iterator[Box]:
+    """Parts of a tile whose sums fit into registers of `nbytes`."""
     budget = max(1, ACCUMULATORS[nbytes] // registers)
 
     def cost(size: tuple[int, int]) -> float:
@@ -158,7 +192,7 @@ def _parts(rows: int, vectors: int, nbytes: int, registers: int) -> Iterator[tup
             yield row, min(row + r, rows), vector, min(vector + q, vectors)
 
 
-def _part(element: str, part: tuple[int, int, int, int], left: str, loop: Loop) -> list[str]:
+def _part(element: str, part: Box, left: str, loop: Loop) -> list[str]:
     row, row_end, vector, vector_end = part
     rows, vectors = range(row_end - row), range(vector_end - vector)
     pairs = [(r, q) for r in rows for q in vectors]
