@@ -25,6 +25,13 @@ from thalweg.nn.activation import (
     Softsign,
     Tanh,
 )
+from thalweg.nn.attention import (
+    LearnedPositions,
+    MultiheadAttention,
+    RelativePositionBias,
+    RotaryEmbedding,
+    SinusoidalPositions,
+)
 from thalweg.nn.containers import ModuleDict, ModuleList, ParameterList, Sequential
 from thalweg.nn.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from thalweg.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
@@ -69,6 +76,13 @@ from thalweg.nn.pooling import (
 )
 from thalweg.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from thalweg.nn.shape import Flatten, Identity, Unflatten
+from thalweg.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from thalweg.tensor.state import Buffer, Parameter
 
 __all__ = [
@@ -122,6 +136,7 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
+    "LearnedPositions",
     "Linear",
     "LogSigmoid",
     "LogSoftmax",
@@ -133,6 +148,7 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiheadAttention",
     "NLLLoss",
     "PReLU",
     "Parameter",
@@ -141,14 +157,22 @@ __all__ = [
     "RNNCell",
     "ReLU",
     "ReLU6",
+    "RelativePositionBias",
+    "RotaryEmbedding",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SinusoidalPositions",
     "SmoothL1Loss",
     "Softmax",
     "Softplus",
     "Softsign",
     "Tanh",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "Unflatten",
     "functional",
     "init",

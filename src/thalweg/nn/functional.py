@@ -11,7 +11,7 @@ from typing import Any
 
 from thalweg.errors import ArgumentError
 from thalweg.nn.layer import refuse_shape, require_axes
-from thalweg.ops import activations, losses, movement, normalization, pooling
+from thalweg.ops import activations, attention, losses, movement, normalization, pooling
 from thalweg.ops.activations import (
     hardsigmoid,
     hardswish,
@@ -24,6 +24,7 @@ from thalweg.ops.activations import (
     silu,
     softsign,
 )
+from thalweg.ops.attention import rotary_embedding
 from thalweg.ops.contraction import conv, conv_transpose
 from thalweg.ops.core import cast, operand
 from thalweg.ops.elementwise import maximum, sqrt, tanh
@@ -33,7 +34,7 @@ from thalweg.ops.linear import linear
 from thalweg.ops.reduction import sum as reduce_sum
 from thalweg.tensor import random
 from thalweg.tensor.gradient import no_grad
-from thalweg.tensor.random import Generator
+from thalweg.tensor.random import Generator, default_generator
 from thalweg.tensor.state import Buffer
 
 __all__ = [
@@ -89,6 +90,8 @@ __all__ = [
     "relu",
     "relu6",
     "rms_norm",
+    "rotary_embedding",
+    "scaled_dot_product_attention",
     "selu",
     "sigmoid",
     "silu",
@@ -552,6 +555,44 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
     pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)][::-1]
     width = [(0, 0)] * (x.ndim - len(pairs)) + [(int(low), int(high)) for low, high in pairs]
     return movement.pad(x, width, value)
+
+
+# ---- attention --------------------------------------------------------------------------------------------
+
+
+def scaled_dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    generator: Generator | None = None,
+) -> Any:
+    """softmax(scale query key^T + mask) value: [.., heads, L, E], [.., heads, S, E], [.., heads, S, Ev] to
+    [.., heads, L, Ev].
+
+    `attn_mask` broadcasts to [.., heads, L, S]: a bool says which keys take part, a number is added to the
+    scores. `is_causal` lets query i see the keys 0 to i. `scale` is 1 / sqrt(E) unless given. With
+    `enable_gqa` several heads of the queries share one of the keys and values. Weights are dropped with
+    probability `dropout_p` (also in evaluation: pass 0 there). A query for which all keys are masked gives 0.
+    Memory grows linearly with L and S: above 512 queries the scores exist for one block of them at a time.
+    """
+    state, stream = (generator or default_generator).draw() if dropout_p != 0 else (None, 0)
+    return attention.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask,
+        state,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        stream=stream,
+    )
 
 
 # ---- losses -----------------------------------------------------------------------------------------------

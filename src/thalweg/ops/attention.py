@@ -350,7 +350,7 @@ def scaled_dot_product_attention(
         is_causal=bool(is_causal),
         dropout_p=number(dropout_p, "dropout_p"),
         stream=int(stream),
-        block=_even_block(length, block),
+        block=_even_block(length, block) if extent else 0,
     )
 
 
