@@ -11,6 +11,8 @@ import pytest
 import thalweg as tw
 from thalweg.errors import ArgumentError, DTypeError, ShapeError, TraceError
 
+pytestmark = pytest.mark.usefixtures("backend")  # all of this holds on every backend
+
 
 def numbers(*shape: int, seed: int = 0) -> Any:
     generator = np.random.Generator(np.random.PCG64([seed, *shape]))

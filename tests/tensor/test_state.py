@@ -16,6 +16,8 @@ import thalweg as tw
 from thalweg.errors import ArgumentError, DTypeError, ShapeError, TraceError
 from thalweg.tensor.state import join_locks, own_storage
 
+pytestmark = pytest.mark.usefixtures("backend")  # all of this holds on every backend
+
 
 class Module:
     """The least that the tensor layer asks of a module: attribute changes bump the epoch."""
