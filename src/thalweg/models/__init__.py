@@ -2,6 +2,7 @@
 
 from thalweg.models.autoencoder import Autoencoder
 from thalweg.models.lenet import LeNet
+from thalweg.models.lstm import CharLSTM, LSTMClassifier
 from thalweg.models.mlp import MLP
 from thalweg.models.pretrained import PretrainedModel, from_pretrained
 from thalweg.models.resnet import BasicBlock, ResNet, resnet18, resnet20, small_resnet
@@ -10,6 +11,8 @@ __all__ = [
     "MLP",
     "Autoencoder",
     "BasicBlock",
+    "CharLSTM",
+    "LSTMClassifier",
     "LeNet",
     "PretrainedModel",
     "ResNet",
