@@ -6,6 +6,7 @@ standard output. Called by `fit` and `evaluate`.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ class Bar:
         if shown and _is_live(sys.stderr):
             from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
+            # tqdm shows nothing on a terminal that does not know its size.
+            columns, rows = shutil.get_terminal_size((100, 24))
             self._bar = tqdm(
                 total=samples,
                 initial=done,
@@ -36,7 +39,8 @@ class Bar:
                 unit=" samples",
                 unit_scale=True,
                 leave=False,
-                mininterval=0.1,
+                ncols=columns,
+                nrows=rows,
             )
 
     def advance(self, samples: int, averages: Mapping[str, Average]) -> None:
