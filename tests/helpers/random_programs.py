@@ -31,7 +31,6 @@ from thalweg.ops.pooling import average_pool, max_pool
 from thalweg.ops.random import uniform
 from thalweg.passes.pipeline import prepare
 from thalweg.runtime import program as programs
-from thalweg.runtime.pool import runtime_library
 from thalweg.types import Type
 
 Array = np.ndarray[Any, Any]
@@ -522,33 +521,19 @@ def problem(
 # ---- many programs in one library ----
 
 
-class _Member(programs.NativeProgram):
-    """A program whose library is made together with others'."""
-
-    def __init__(self, graph: Graph, plan: Any, failures: Any, library: Any, entry: str) -> None:
-        import ctypes
-
-        self.graph, self.plan, self.threads, self.failures, self.library = graph, plan, 1, failures, library
-        self.entry = getattr(library, entry)
-        self.entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-        self.entry.restype = ctypes.c_int32
-        self.run = ctypes.cast(runtime_library().tw_run, ctypes.c_void_p)
-        self.states = [(entry.holder, entry.after is not None) for entry in plan.graph.state]
-        self.outputs = [(value.shape, value.dtype.numpy) for value in plan.graph.outputs]
-        self.constants = plan.constant_arrays()
-        self.frames = []
-
-
 def build_together(graphs: Sequence[Graph]) -> list[programs.NativeProgram]:
     """The programs of several graphs, from one call of the C compiler."""
-    writer = _Writer()
+    writer = _Writer(timed=False)
     plans = [programs.make_plan(graph) for graph in graphs]
     entries = []
     for number, plan in enumerate(plans):
         entries.append(Part(_entry(plan, writer.phases(plan)).replace(ENTRY, f"{ENTRY}_{number}"), set()))
     units = Source([*writer.parts, *entries], writer.failures).units(2)
     library = build.library(units, "native", headers())
-    return [
-        _Member(graph, plan, writer.failures, library, f"{ENTRY}_{number}")
-        for number, (graph, plan) in enumerate(zip(graphs, plans, strict=True))
-    ]
+    found = []
+    for number, (graph, plan) in enumerate(zip(graphs, plans, strict=True)):
+        program = programs.NativeProgram.__new__(programs.NativeProgram)
+        program.graph, program.plan, program.threads = graph, plan, 1
+        program.attach(library, f"{ENTRY}_{number}", writer.failures)
+        found.append(program)
+    return found

@@ -158,7 +158,6 @@ class NativeProgram:
     ) -> None:
         from thalweg.codegen.c import build
         from thalweg.codegen.c.program import ENTRY, generate, headers
-        from thalweg.runtime.pool import runtime_library
 
         self.graph = graph
         self.plan = make_plan(graph, target)
@@ -167,14 +166,21 @@ class NativeProgram:
         self.source = generated.text
         if settings.dump is not None:
             _dump(settings.dump, graph, self.plan, generated.text)
-        self.failures = generated.failures
-        self.library = build.library(generated.units(available_cpus()), target, headers())
-        self.entry = getattr(self.library, ENTRY)
+        library = build.library(generated.units(available_cpus()), target, headers())
+        self.attach(library, ENTRY, generated.failures)
+
+    def attach(self, library: ctypes.CDLL, entry: str, failures: Sequence[Node]) -> None:
+        """Make the plan callable by a function of a loaded library; `failures`: what its error codes mean."""
+        from thalweg.runtime.pool import runtime_library
+
+        self.failures = failures
+        self.library = library  # it stays loaded as long as the program lives
+        self.entry = getattr(library, entry)
         self.entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
         self.entry.restype = ctypes.c_int32
         self.run = ctypes.cast(runtime_library().tw_run, ctypes.c_void_p)
         scheduled = self.plan.graph
-        self.states = [(entry.holder, entry.after is not None) for entry in scheduled.state]
+        self.states = [(state.holder, state.after is not None) for state in scheduled.state]
         self.outputs = [(value.shape, value.dtype.numpy) for value in scheduled.outputs]
         self.constants = self.plan.constant_arrays()
         self.frames: list[_Frame] = []
