@@ -28,7 +28,8 @@ from thalweg.ops.reduction import sum as reduce_sum
 from thalweg.ops.samples import Sample, samples, values
 from thalweg.ops.sources import full, iota
 
-_BLOCK = 512  # queries at a time, where there are more: large enough for full speed of the products
+_LONG = 512  # queries from which on they are computed in blocks
+_BLOCK = 256  # queries of a block: enough for full speed of the products
 
 
 class _Options(NamedTuple):
@@ -318,7 +319,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     stream: int = 0,
-    block: int = _BLOCK,
+    block: int | None = None,
 ) -> Any:
     """softmax(scale query key^T + mask) value (Vaswani et al., 2017): [.., L, E], [.., S, E], [.., S, Ev] to
     [.., L, Ev].
@@ -326,8 +327,8 @@ def scaled_dot_product_attention(
     `mask` broadcasts to [.., L, S]: a bool says which keys take part, a number is added. `is_causal` lets
     query i see the keys 0 to i. `scale` is 1 / sqrt(E) unless given. With `enable_gqa` several heads (axis
     -3) of the queries share a head of keys and values. Weights are dropped with `dropout_p` by the random
-    bits of `state`. A query for which all keys are masked gives 0. More than `block` queries are computed in
-    blocks (0: never).
+    bits of `state`. A query for which all keys are masked gives 0. `block` queries are computed at a time (0:
+    all; None: 256 where there are more than 512).
     """
     query, key, value = promoted(floating(query), floating(key), floating(value))
     query, key, value = _aligned(query, key, value, bool(enable_gqa))
@@ -354,8 +355,10 @@ def scaled_dot_product_attention(
     )
 
 
-def _even_block(length: int, block: int) -> int:
+def _even_block(length: int, block: int | None) -> int:
     """Blocks of nearly equal size, none larger than `block`; 0 where one is enough."""
+    if block is None:
+        block = _BLOCK if length > _LONG else 0
     return -(-length // -(-length // block)) if 0 < block < length else 0
 
 
