@@ -3,19 +3,24 @@ for 1 and 3 threads. All samples of an op are one program, so that one build ser
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-import thalweg  # noqa: F401 - fills the registry
+import thalweg.ops
 from thalweg.graph import Builder, Graph, Value, inline, using
 from thalweg.interpret import interpret
 from thalweg.ops.samples import Sample, sampled_ops, samples_of
 from thalweg.passes.pipeline import prepare
 from thalweg.runtime.program import NativeProgram
 from thalweg.testing import gradient_graph
+
+for _module in pkgutil.iter_modules(thalweg.ops.__path__):  # some are imported by thalweg.nn only
+    importlib.import_module(f"thalweg.ops.{_module.name}")
 
 Array = np.ndarray[Any, Any]
 
