@@ -98,6 +98,7 @@ class Geometry:
     channels: int
     taps: int
     axes: tuple[Axis, ...]
+    machine: str
 
     @property
     def phases(self) -> list[tuple[int, ...]]:
@@ -127,7 +128,7 @@ class Geometry:
         return channels * len(self.phases) * self.plane(rows) + reach + 16 * LANES
 
 
-def geometry(kernel: Kernel) -> Geometry | None:
+def geometry(kernel: Kernel, machine: str) -> Geometry | None:
     """The convolution that a kernel is, or None where plain loops compute it."""
     assert kernel.anchor is not None
     op: Any = kernel.anchor.op
@@ -146,14 +147,14 @@ def geometry(kernel: Kernel) -> Geometry | None:
             _gathering(size, source, low, s, d, t)
             for (size, source), (low, _), s, d, t in zip(sizes, op.padding, op.strides, op.dilation, taps, strict=True)
         ]
-        return Geometry(element, first.shape[0], op.groups, channels, filters, math.prod(taps), tuple(axes))
+        return Geometry(element, first.shape[0], op.groups, channels, filters, math.prod(taps), tuple(axes), machine)
     out = second.shape[2:] if weights else result.shape[2:]
     sizes = zip(first.shape[2:], out, strict=True)
     axes = [
         _striding(source, count, low, s, d, t)
         for (source, count), (low, _), s, d, t in zip(sizes, op.padding, op.strides, op.dilation, taps, strict=True)
     ]
-    return Geometry(element, first.shape[0], op.groups, filters, channels, math.prod(taps), tuple(axes))
+    return Geometry(element, first.shape[0], op.groups, filters, channels, math.prod(taps), tuple(axes), machine)
 
 
 def _striding(source: int, count: int, low: int, stride: int, dilation: int, taps: int) -> Axis:
@@ -203,11 +204,11 @@ def _cut(shape: Geometry, tasks: int) -> tuple[int, int]:
     return rows, min(most, max(1, -(-tasks // items)))
 
 
-def convolution_workspace(kernel: Kernel) -> int:
+def convolution_workspace(kernel: Kernel, machine: str) -> int:
     """Bytes of the strip, the panel and the buffer of sums."""
-    shape = geometry(kernel)
-    if shape_of(kernel) is not None or shape is None:
-        return product_workspace(kernel)
+    shape = geometry(kernel, machine)
+    if shape_of(kernel, machine) is not None or shape is None:
+        return product_workspace(kernel, machine)
     assert kernel.anchor is not None
     item = ITEM[shape.element]
     if kernel.anchor.op.name == "convolution_weight_gradient":
@@ -220,15 +221,16 @@ def convolution_workspace(kernel: Kernel) -> int:
 
 def _tile(shape: Geometry, rows: int) -> tuple[int, int]:
     """Rows and vectors of the register tile."""
-    return tile_shape(shape.rows, -(-shape.span(rows) // LANES))
+    return tile_shape(shape.rows, -(-shape.span(rows) // LANES), shape.element, shape.machine)
 
 
 def emit_convolution(context: Context) -> KernelText:
     """A convolution in one of its three modes, with its epilogue."""
-    shape = geometry(context.kernel)
+    machine = context.plan.target.machine
+    shape = geometry(context.kernel, machine)
     anchor = context.kernel.anchor
     assert anchor is not None
-    if shape_of(context.kernel) is not None:
+    if shape_of(context.kernel, machine) is not None:
         return emit_product(context)
     if shape is None:
         return emit_contraction(context)
@@ -452,7 +454,7 @@ class _WeightCut:
         narrow = shape.rows < FEWEST_FILTERS
         self.positions = min(shape.axes[0].count, max(1, BLOCK * (LANES if narrow else 1) // self.inner))
         vectors = -(-shape.rows // LANES)
-        self.height, width = (MOST_ROWS[1], 1) if narrow else tile_shape(self.rows, vectors)
+        self.height, width = (MOST_ROWS, 1) if narrow else tile_shape(self.rows, vectors, shape.element, shape.machine)
         self.panels, self.width, self.wide = balanced(vectors, width)
         self.tiles, self.height, self.tall = balanced(self.rows, self.height)
         beside = self.panels * shape.groups

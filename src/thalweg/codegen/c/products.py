@@ -27,6 +27,8 @@ SHARED_ROWS = 48  # rows from which copying an untransposed panel pays
 DOT_ROWS = 4  # rows up to which a transposed right operand is read in place
 BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
 CHUNK_ROWS = 96  # rows that share a copied panel, at least, where tasks are cut by rows
+FEW_ROWS = 24  # the same where there would be fewer tasks than FEW_ITEMS
+FEW_ITEMS = 8
 BUFFER_ROWS = 384  # rows whose sums wait for the next block, at most
 PAGE = 4096  # rows of the left operand that lie whole pages apart fall on each other in the first cache
 
@@ -44,6 +46,7 @@ class Shape:
     transpose_a: bool
     transpose_b: bool
     element: str
+    machine: str = "native"
     repeats: int = 1
     left: int = 0  # which operand is the left one
     left_at: str = ""  # C text of the offset of the left operand by `lead` and `image` (of the repeats)
@@ -62,7 +65,7 @@ class Shape:
     @property
     def tile(self) -> tuple[int, int]:
         """Rows and vectors of the largest register tile."""
-        return tile_shape(self.m, -(-self.n // LANES))
+        return tile_shape(self.m, -(-self.n // LANES), self.element, self.machine)
 
     @property
     def blocks(self) -> int:
@@ -83,8 +86,11 @@ class Shape:
         least = 1 if self.blocks * self.repeats == 1 else -(-self.m // BUFFER_ROWS)
         _, width = self.tile
         panels = balanced(-(-self.n // LANES), width)[0] * self.lead
-        most = max(1, self.m // (CHUNK_ROWS if self.copies else 2 * self.tile[0]))
-        return max(least, min(-(-tasks // panels), most))
+        if self.copies:  # a panel is copied for each chunk
+            most = max(self.m // CHUNK_ROWS, min(self.m // FEW_ROWS, -(-FEW_ITEMS // panels)))
+        else:
+            most = self.m // (2 * self.tile[0])
+        return max(least, min(-(-tasks // panels), max(most, 1)))
 
     def buffer_rows(self, tasks: int) -> int:
         """Rows of the buffer of sums."""
@@ -94,17 +100,17 @@ class Shape:
         return -(-tiles // self.chunks(tasks)) * self.tile[0]
 
 
-def shape_of(kernel: Kernel) -> Shape | None:
+def shape_of(kernel: Kernel, machine: str) -> Shape | None:
     """The product that a kernel is, or None."""
     assert kernel.anchor is not None
     result = kernel.anchor.outputs[0]
     if result.dtype.short not in ITEM or not result.size:
         return None
-    shape = _matmul(kernel) if kernel.anchor.op.name == "matmul" else _pointwise(kernel)
+    shape = _matmul(kernel, machine) if kernel.anchor.op.name == "matmul" else _pointwise(kernel, machine)
     return shape if shape is not None and shape.k * shape.repeats > 0 else None
 
 
-def _matmul(kernel: Kernel) -> Shape:
+def _matmul(kernel: Kernel, machine: str) -> Shape:
     assert kernel.anchor is not None
     op: Any = kernel.anchor.op
     a = kernel.anchor.inputs[0]
@@ -112,12 +118,12 @@ def _matmul(kernel: Kernel) -> Shape:
     k = a.shape[-2] if op.transpose_a else a.shape[-1]
     *lead, m, n = result.shape
     return Shape(
-        math.prod(lead), m, n, k, op.transpose_a, op.transpose_b, result.dtype.short,
+        math.prod(lead), m, n, k, op.transpose_a, op.transpose_b, result.dtype.short, machine,
         left_at=f"lead * {m * k}", right_at=f"lead * {k * n}",
     )
 
 
-def _pointwise(kernel: Kernel) -> Shape | None:
+def _pointwise(kernel: Kernel, machine: str) -> Shape | None:
     """A convolution with a kernel of size 1 and stride 1 without padding, in any of its modes."""
     assert kernel.anchor is not None
     op: Any = kernel.anchor.op
@@ -133,16 +139,16 @@ def _pointwise(kernel: Kernel) -> Shape | None:
     if weights:
         member = f"(image * {groups} + lead)" if batch > 1 else "lead"
         left, right = (f"{member} * {size * pixels}" for size in (filters, channels))
-        return Shape(groups, filters, channels, pixels, False, True, element, batch, 1, left, right)
+        return Shape(groups, filters, channels, pixels, False, True, element, machine, batch, 1, left, right)
     left = f"lead % {groups} * {filters * channels}"
     back = op.name == "convolution_input_gradient"
     m, k = (channels, filters) if back else (filters, channels)
-    return Shape(batch * groups, m, pixels, k, back, False, element, 1, 1, left, f"lead * {k * pixels}")
+    return Shape(batch * groups, m, pixels, k, back, False, element, machine, 1, 1, left, f"lead * {k * pixels}")
 
 
-def product_workspace(kernel: Kernel) -> int:
+def product_workspace(kernel: Kernel, machine: str) -> int:
     """Bytes of the panel and of the buffer of sums."""
-    shape = shape_of(kernel)
+    shape = shape_of(kernel, machine)
     if shape is None or shape.dots:
         return 0
     width = shape.tile[1] * LANES
@@ -152,7 +158,7 @@ def product_workspace(kernel: Kernel) -> int:
 
 def emit_product(context: Context) -> KernelText:
     """A matmul kernel with its epilogue; other element types and empty sums go through plain loops."""
-    shape = shape_of(context.kernel)
+    shape = shape_of(context.kernel, context.plan.target.machine)
     return emit_contraction(context) if shape is None else _Product(context, shape).emit()
 
 

@@ -57,8 +57,8 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lanes.convolution_workspace(kernel, block)
     if kernel.role == "whole" and kernel.anchor is not None and kernel.anchor.op.kind is Kind.CONTRACTION:
-        matmul = kernel.kind == "matmul"
-        return products.product_workspace(kernel) if matmul else convolutions.convolution_workspace(kernel)
+        found = products.product_workspace if kernel.kind == "matmul" else convolutions.convolution_workspace
+        return found(kernel, target.machine)
     return 0
 
 

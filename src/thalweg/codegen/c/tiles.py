@@ -8,16 +8,19 @@ parts of the tile: each number is still the same chain of multiply-adds, so its 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
+from functools import cache
 
 from thalweg.codegen.c.bindings import STATIC, Context
+from thalweg.codegen.c.build import processor
 
 Box = tuple[int, int, int, int]  # part of a tile: first row, end, first vector, end
 Loop = Callable[[list[str], int, int], list[str]]  # around the steps of a part, by its rows and its first vector
 ITEM = {"f32": 4, "f64": 8}
 ACCUMULATORS = {64: 24, 32: 12, 16: 24}  # registers for sums, by bytes of a register
-MOST_VECTORS = {1: 12, 2: 8, 3: 6, 4: 5, 5: 4, 6: 4}  # of a tile with that many rows
-MOST_ROWS = {1: 12, 2: 12, 3: 8, 4: 6}  # of a tile with that many vectors
+MOST_ROWS = 12  # of a tile
+FEW_ROWS = {1: 12, 2: 8, 3: 6, 4: 5, 5: 4}  # vectors of a tile with that many rows
 
 
 def balanced(extent: int, most: int) -> tuple[int, int, int]:
@@ -27,12 +30,27 @@ def balanced(extent: int, most: int) -> tuple[int, int, int]:
     return count, size, count - (size * count - extent)
 
 
-def tile_shape(rows: int, vectors: int) -> tuple[int, int]:
-    """The most rows and vectors of the tiles that a result of rows x vectors is cut into."""
-    if rows <= 5:
-        return rows, balanced(vectors, MOST_VECTORS[rows])[1]
-    width = balanced(vectors, 4)[1]
-    return balanced(rows, MOST_ROWS[width])[1], width
+@cache
+def register_bytes(machine: str) -> int:
+    """Bytes of a vector register of a target. Tiles are cut to fit them; a wrong guess costs time only."""
+    levels = {"x86-64-v4": 64, "x86-64-v3": 32, "x86-64": 16}
+    if machine in levels:
+        return levels[machine]
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return 16
+    features = processor().lower()
+    return 32 if "avx2" in features and "avx512vl" not in features else 64
+
+
+def tile_shape(rows: int, vectors: int, element: str, machine: str) -> tuple[int, int]:
+    """The most rows and vectors of the tiles that a result of rows x vectors is cut into (measured: tall tiles, whose
+    vectors come from further away, of at most four vectors; wide ones where rows are few)."""
+    nbytes = register_bytes(machine)
+    budget = max(1, ACCUMULATORS[nbytes] * nbytes // (16 * ITEM[element]))  # vectors that fit into the registers for sums
+    if rows in FEW_ROWS:
+        return rows, balanced(vectors, max(1, min(FEW_ROWS[rows], budget // rows)))[1]
+    width = balanced(vectors, max(1, min(4, budget // 6)))[1]
+    return balanced(rows, min(MOST_ROWS, budget // width))[1], width
 
 
 def product_tile(context: Context, element: str, rows: int, vectors: int) -> str:
