@@ -235,3 +235,13 @@ def test_branches_lose_what_they_do_not_need() -> None:
 def test_branches_that_return_operands_only() -> None:
     graph = check(lambda p, x: cond(p, lambda: [x, x], lambda: [x, x]), TRUTH, X)
     assert names(graph) == []
+
+
+def test_numbers_of_one_element_stay_inside() -> None:
+    """They are computed before the loop and come back as numbers: that must end."""
+
+    def run(x: Value, xs: Value) -> Any:
+        return scan(lambda i, c, s: ([c[0] * 0.5 + s[0]], [c[0] * 2.0]), [x], [xs])[1][0]
+
+    check(run, Type(types.float32, (1,)), Type(types.float32, (4, 1)))
+    check(run, Type(types.float32, (1, 1)), Type(types.float32, (4, 1, 1)))

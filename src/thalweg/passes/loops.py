@@ -270,7 +270,8 @@ def _hoisted(sweep: Sweep, op: Scan, inputs: tuple[Value, ...]) -> tuple[Value, 
         if id(node.outputs[0]) not in invariant:
             continue
         if any(id(value) in wanted for value in node.outputs):
-            if node.inputs and not _grows(node):
+            number = algebra.literal(node.outputs[0]) is not None  # as cheap inside, where it comes back to
+            if node.inputs and not number and not _grows(node):
                 moved.update((id(value), value) for value in node.outputs if id(value) in wanted)
             else:
                 wanted.update([id(value) for value in node.inputs])
