@@ -551,6 +551,12 @@ BAD: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
         ShapeError,
         r"must broadcast to the scores \[\.\., queries, keys\] = \(7, 2, 2\), received shape \(3, 3, 3\)",
     ),
+    (
+        lambda m: scaled_dot_product_attention(K, K, K[:, :1]),
+        ShapeError,
+        r"^Block: attention needs as many values",
+    ),
+    (lambda m: m.rope(Q[..., :4], [1, 2, 3]), ShapeError, r"^Block\.rope: positions must broadcast"),
     (lambda m: nn.MultiheadAttention(6, 4), ArgumentError, "must divide"),
     (lambda m: nn.MultiheadAttention(6, 2, 1.5), ArgumentError, "probability"),
     (lambda m: nn.TransformerEncoderLayer(6, 2, activation="swish"), ArgumentError, "activation"),

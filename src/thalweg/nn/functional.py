@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from thalweg.errors import ArgumentError
-from thalweg.nn.layer import refuse_shape, require_axes
+from thalweg.nn.layer import refuse_shape, refusing_shapes, require_axes
 from thalweg.ops import activations, attention, losses, movement, normalization, pooling
 from thalweg.ops.activations import (
     hardsigmoid,
@@ -24,7 +24,6 @@ from thalweg.ops.activations import (
     silu,
     softsign,
 )
-from thalweg.ops.attention import rotary_embedding
 from thalweg.ops.contraction import conv, conv_transpose
 from thalweg.ops.core import cast, operand
 from thalweg.ops.elementwise import maximum, sqrt, tanh
@@ -581,18 +580,31 @@ def scaled_dot_product_attention(
     Memory grows linearly with L and S: above 512 queries the scores exist for one block of them at a time.
     """
     state, stream = (generator or default_generator).draw() if dropout_p != 0 else (None, 0)
-    return attention.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask,
-        state,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
-        stream=stream,
-    )
+    with refusing_shapes():
+        return attention.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask,
+            state,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            stream=stream,
+        )
+
+
+def rotary_embedding(
+    input: Any, positions: Any = None, base: float = 10000.0, interleaved: bool = False
+) -> Any:
+    """Pairs of elements of [.., L, D] turned by the angle position * base^(-2 i / D).
+
+    `positions` are integers [L], or a shape that broadcasts to the input without its last axis (None: 0 to L
+    - 1). Pair i is (i, i + D / 2), or (2 i, 2 i + 1) with `interleaved`.
+    """
+    with refusing_shapes():
+        return attention.rotary_embedding(input, positions, base=base, interleaved=interleaved)
 
 
 # ---- losses -----------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ line.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
@@ -47,6 +49,20 @@ def refuse_shape(message: str) -> NoReturn:
     error = ShapeError("\n".join(lines))
     error.located = True  # type: ignore[attr-defined]
     raise error
+
+
+@contextmanager
+def refusing_shapes() -> Iterator[None]:
+    """Let shape errors of the op functions called inside name the running module and the user's line."""
+    try:
+        yield
+    except ShapeError as error:
+        if getattr(error, "located", False):
+            raise
+        message = str(error)
+    else:
+        return
+    refuse_shape(message)
 
 
 _SPATIAL = {1: "length", 2: "height, width", 3: "depth, height, width"}

@@ -492,7 +492,8 @@ def rotary_embedding(
     positions = iota((x.shape[-2],), 0, types.int64) if positions is None else operand(positions)
     if not positions.dtype.is_integer:
         raise DTypeError(f"positions must be integers, received {positions.dtype}")
-    if positions.ndim > x.ndim - 1 or broadcast_shapes(positions.shape, x.shape[:-1]) != x.shape[:-1]:
+    places = zip(reversed(positions.shape), reversed(x.shape[:-1]), strict=False)
+    if positions.ndim >= x.ndim or any(own not in (1, other) for own, other in places):
         raise ShapeError(
             f"positions must broadcast to the axes of x before the last, {x.shape[:-1]}, received shape "
             f"{positions.shape}"
