@@ -11,28 +11,34 @@ follows from shapes, so results depend neither on the number of tasks nor on the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thalweg.codegen.c.bindings import TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Access, Expression
 from thalweg.codegen.c.nests import emit_contraction, store_all
-from thalweg.codegen.c.tiles import ITEM, balanced, pack_rows, pack_transposed, product_tile, tile_shape
-from thalweg.codegen.loops import LANE, Index, constant, divide, unravel, variable
+from thalweg.codegen.c.tiles import (
+    ITEM,
+    balanced,
+    dots_width,
+    pack_rows,
+    pack_transposed,
+    product_tile,
+    row_dots,
+    tile_shape,
+)
+from thalweg.codegen.loops import LANE, Index, divide, unravel, variable
 from thalweg.graph import Value
 from thalweg.plan import LANES, Kernel
 
 SHARED_ROWS = 48  # rows from which copying an untransposed panel pays
-DOT_ROWS = 4  # rows up to which a transposed right operand is read in place
+DOT_ROWS, DOT_STEPS = 8, 48  # rows up to which, and steps from which on, a transposed right operand is read in place
 BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
 CHUNK_ROWS = 96  # rows that share a copied panel, at least, where tasks are cut by rows
 FEW_ROWS = 24  # the same where there would be fewer tasks than FEW_ITEMS
 FEW_ITEMS = 8
 BUFFER_ROWS = 384  # rows whose sums wait for the next block, at most
 PAGE = 4096  # rows of the left operand that lie whole pages apart fall on each other in the first cache
-
-Place = Callable[[Index, Index, Index, dict[str, int]], tuple[Index, ...]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Shape:
 
     @property
     def dots(self) -> bool:
-        few = self.m <= DOT_ROWS and self.k >= LANES and self.repeats == 1
+        few = self.m <= DOT_ROWS and self.k >= DOT_STEPS and self.repeats == 1
         return self.transpose_b and not self.transpose_a and few
 
     @property
@@ -316,48 +322,23 @@ class _Product:
     # ---- dot products ------------------------------------------------------------------------------------------------
 
     def _dots(self) -> list[str]:
-        """Few rows against rows of the right operand: vectors run along k, lanes are added at the end."""
+        """Few rows against rows of the right operand, 16 of them per item."""
         shape, element, tasks = self.shape, self.shape.element, self.context.kernel.tasks
-        width = max(1, min(16 // shape.m, 8, shape.n))
-        groups = -(-shape.n // width)
+        groups = -(-shape.n // LANES)
         items = shape.lead * groups
+        step = dots_width(shape.m, element, shape.machine)
         lines = [
             "(void)error;",
+            f"{element} to[{shape.m * LANES}] __attribute__((aligned(64)));",
+            f"for (int64_t l = 0; l < {shape.m * LANES}; l++) to[l] = 0;",
             f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
-            f"const int64_t lead = item / {groups}, j = item % {groups} * {width};",
+            f"const int64_t lead = item / {groups}, column = item % {groups} * {LANES}, row = 0, rows = {shape.m}, width = {LANES};",
+            f"const int64_t valid = {shape.n} - column < {LANES} ? {shape.n} - column : {LANES};",
             f"const {element} *const a = {self.a.pointer} + {shape.left_at};",
-            f"const {element} *const b = {self.b.pointer} + {shape.right_at}; (void)lead;",
+            f"const {element} *const b = {self.b.pointer} + {shape.right_at} + column * {shape.k}; (void)lead;",
+            "int64_t q = 0;",
         ]
-        whole, rest = shape.n // width * width, shape.n % width
-        if whole:
-            lines.append(f"if (j < {whole}) {{" if rest else "{")
-            lines += [*self._dot_tile(width), "}"]
-        if rest:
-            lines.append("else {" if whole else "{")
-            lines += [*self._dot_tile(rest), "}"]
-        return [*lines, "}"]
-
-    def _load(self, address: str, count: int) -> str:
-        element = self.shape.element
-        return f"load_{element}({address})" if count == LANES else f"load_partial_{element}({address}, {count})"
-
-    def _dot_tile(self, width: int) -> list[str]:
-        shape, element = self.shape, self.shape.element
-        pairs: Sequence[tuple[int, int]] = [(r, q) for r in range(shape.m) for q in range(width)]
-        lines = [" ".join(f"{element}x16 a{r}_{q} = broadcast_{element}(0);" for r, q in pairs)]
-        whole, rest = shape.k // LANES * LANES, shape.k % LANES
-
-        def step(count: int) -> list[str]:
-            body = [f"const {element}x16 x{r} = {self._load(f'a + {r * shape.k} + k', count)};" for r in range(shape.m)]
-            for q in range(width):
-                products = " ".join(f"a{r}_{q} = fma_{element}(x{r}, y, a{r}_{q});" for r in range(shape.m))
-                body.append(f"{{ const {element}x16 y = {self._load(f'b + (j + {q}) * {shape.k} + k', count)}; {products} }}")
-            return body
-
-        lines += [f"for (int64_t k = 0; k < {whole}; k += {LANES}) {{", *step(LANES), "}"]
-        if rest:
-            lines += [f"{{ const int64_t k = {whole};", *step(rest), "}"]
-        for r, q in pairs:
-            lines.append(f"a{r}_{q} = broadcast_{element}(sum_{element}(a{r}_{q}));")
-            lines += ["{", *self._epilogue(f"a{r}_{q}", constant(r), variable("j") + constant(q), "1"), "}"]
-        return lines
+        for columns in dict.fromkeys((step, 1)):
+            name = row_dots(self.context, element, shape.m, columns)
+            lines.append(f"for (; q + {columns} <= valid; q += {columns}) {name}(a, b + q * {shape.k}, {shape.k}, to + q);")
+        return [*lines, *self._finish(), "}"]

@@ -20,6 +20,7 @@ Loop = Callable[[list[str], int, int], list[str]]  # around the steps of a part,
 ITEM = {"f32": 4, "f64": 8}
 ACCUMULATORS = {64: 24, 32: 12, 16: 24}  # registers for sums, by bytes of a register
 MOST_ROWS = 12  # of a tile
+DOT_SUMS = 12  # vectors of sums of dot products at once
 FEW_ROWS = {1: 12, 2: 8, 3: 6, 4: 5, 5: 4}  # vectors of a tile with that many rows
 
 
@@ -97,6 +98,38 @@ def window_tile(context: Context, element: str, rows: int, vectors: int) -> str:
 
     text = _function(element, rows, vectors, f"{STATIC} void {name}(const {element} *a, {head})", "a + row[{r}]", loop)
     return context.shared(name, text)
+
+
+def dots_width(rows: int, element: str, machine: str) -> int:
+    """How many rows of the right operand a function of `row_dots` takes at once: a power of two, at most 8."""
+    nbytes = register_bytes(machine)
+    budget = min(DOT_SUMS, ACCUMULATORS[nbytes] * nbytes // (16 * ITEM[element]))
+    return max(width for width in (1, 2, 4, 8) if width == 1 or width * rows <= budget)
+
+
+def row_dots(context: Context, element: str, rows: int, columns: int) -> str:
+    """The name of `out[16 * r + q] = sum over k < count of a[r * count + k] * b[q * count + k]`, in 16 lanes along k."""
+    name = f"row_dots_{element}_{rows}x{columns}"
+    pairs = [(r, q) for r in range(rows) for q in range(columns)]
+    lines = [f"{STATIC} void {name}(const {element} *a, const {element} *b, int64_t count, {element} *out) {{"]
+    lines.append(" ".join(f"{element}x16 s{r}_{q} = broadcast_{element}(0);" for r, q in pairs))
+    lines += [f"const {element} *const x{r} = a + {r} * count;" for r in range(rows)]
+    lines += [f"const {element} *const y{q} = b + {q} * count;" for q in range(columns)]
+    lines.append("int64_t k = 0;")
+    for test, load, end in (("for (; k + 16 <= count; k += 16)", "load", ""), ("if (k < count)", "load_partial", ", left")):
+        lines.append(f"{test} {{ {'const int left = (int)(count - k);' if end else ''}")
+        lines += [f"const {element}x16 w{r} = {load}_{element}(x{r} + k{end});" for r in range(rows)]
+        for q in range(columns):
+            products = " ".join(f"s{r}_{q} = fma_{element}(w{r}, y, s{r}_{q});" for r in range(rows))
+            lines.append(f"{{ const {element}x16 y = {load}_{element}(y{q} + k{end}); {products} }}")
+        lines.append("}")
+    if element == "f32" and len(pairs) > 4:  # 16 sums at once
+        filled = [f"s{r}_{q}" for r, q in pairs] + ["broadcast_f32(0)"] * (16 - len(pairs))
+        lines.append(f"f32x16 sums[16] = {{{', '.join(filled)}}}; const f32_lanes sum = {{sum_rows_f32(sums)}};")
+        lines += [f"out[{16 * r + q}] = sum.lane[{number}];" for number, (r, q) in enumerate(pairs)]
+    else:
+        lines += [f"out[{16 * r + q}] = sum_{element}(s{r}_{q});" for r, q in pairs]
+    return context.shared(name, "\n".join([*lines, "}", ""]))
 
 
 def dots_tile(context: Context, element: str, rows: int) -> str:
