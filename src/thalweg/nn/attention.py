@@ -16,10 +16,10 @@ from thalweg import types
 from thalweg.errors import ArgumentError, DTypeError
 from thalweg.nn import functional, init
 from thalweg.nn.embedding import Embedding
-from thalweg.nn.layer import new_parameter, refuse_shape, size
+from thalweg.nn.layer import new_parameter, refuse_shape, refusing_shapes, size
 from thalweg.nn.linear import Linear
 from thalweg.nn.module import Module
-from thalweg.ops.attention import attention_weights
+from thalweg.ops.attention import attention_weights, rotary_embedding
 from thalweg.ops.contraction import matmul
 from thalweg.ops.core import cast, operand
 from thalweg.ops.elementwise import cos, exp, logical_and, logical_not, maximum, minimum, sin, where
@@ -320,11 +320,12 @@ class RotaryEmbedding(Module):
                 "elements on its "
                 f"last axis, received shape {tuple(x.shape)}"
             )
-        options: dict[str, Any] = {"base": self.base, "interleaved": self.interleaved}
-        if x.shape[-1] == self.dim:
-            return functional.rotary_embedding(x, positions, **options)
-        first, rest = split(x, [self.dim], axis=-1)
-        return concat([functional.rotary_embedding(first, positions, **options), rest], axis=-1)
+        with refusing_shapes():
+            if x.shape[-1] == self.dim:
+                return rotary_embedding(x, positions, base=self.base, interleaved=self.interleaved)
+            first, rest = split(x, [self.dim], axis=-1)
+            turned = rotary_embedding(first, positions, base=self.base, interleaved=self.interleaved)
+            return concat([turned, rest], axis=-1)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, base={self.base}, interleaved={self.interleaved}"

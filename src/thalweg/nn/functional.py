@@ -89,7 +89,6 @@ __all__ = [
     "relu",
     "relu6",
     "rms_norm",
-    "rotary_embedding",
     "scaled_dot_product_attention",
     "selu",
     "sigmoid",
@@ -593,18 +592,6 @@ def scaled_dot_product_attention(
             enable_gqa=enable_gqa,
             stream=stream,
         )
-
-
-def rotary_embedding(
-    input: Any, positions: Any = None, base: float = 10000.0, interleaved: bool = False
-) -> Any:
-    """Pairs of elements of [.., L, D] turned by the angle position * base^(-2 i / D).
-
-    `positions` are integers [L], or a shape that broadcasts to the input without its last axis (None: 0 to L
-    - 1). Pair i is (i, i + D / 2), or (2 i, 2 i + 1) with `interleaved`.
-    """
-    with refusing_shapes():
-        return attention.rotary_embedding(input, positions, base=base, interleaved=interleaved)
 
 
 # ---- losses -----------------------------------------------------------------------------------------------
