@@ -15,9 +15,12 @@ import numpy as np
 
 from thalweg import nn
 from thalweg.errors import ArgumentError
+from thalweg.models.generation import TextModel
 from thalweg.models.pretrained import Config, PretrainedModel
 from thalweg.models.transformer import (
     HeadOutput,
+    KeyValueCache,
+    LayerCache,
     ModelOutput,
     activation,
     attend,
@@ -82,12 +85,14 @@ class GPT2Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Any, mask: Any) -> Any:
+    def forward(self, x: Any, mask: Any, cache: LayerCache | None = None, place: Any = None) -> Any:
         width = x.shape[-1]
         joined = self.c_attn(x)  # [B, T, 3 D]
         query, key, value = (
             split_heads(joined[..., part * width : (part + 1) * width], self.heads) for part in range(3)
         )  # [B, H, T, d]
+        if cache is not None:
+            key, value = cache.store(key, value, place)  # [B, H, L, d]
         dropout = self.attention_dropout if self.training else 0.0
         mixed = attend(query, key, value, mask, scale=self.scale, dropout=dropout)  # [B, T, D]
         return self.dropout(self.c_proj(mixed))
@@ -116,8 +121,8 @@ class GPT2Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = GPT2MLP(config)
 
-    def forward(self, x: Any, mask: Any) -> Any:  # [B, T, D]
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(self, x: Any, mask: Any, cache: LayerCache | None = None, place: Any = None) -> Any:
+        x = x + self.attn(self.ln_1(x), mask, cache, place)  # [B, T, D]
         return x + self.mlp(self.ln_2(x))
 
 
@@ -152,10 +157,15 @@ class GPT2Model(PretrainedModel):
         attention_mask: Any = None,  # [B, T]: 1 for tokens, 0 for padding
         position_ids: Any = None,  # [B, T]
         output_hidden_states: bool = False,
+        cache: KeyValueCache | None = None,  # the ids go on behind what is in it; then there must be a mask
     ) -> ModelOutput:
-        ids = token_ids(input_ids, self.config.vocab_size, self.config.n_positions)
+        ids = token_ids(input_ids, self.config.vocab_size, None if cache else self.config.n_positions)
         batch, length = ids.shape
-        mask = causal_mask(length, key_mask(attention_mask, batch, length))
+        place = None
+        if cache is None:
+            mask = causal_mask(length, key_mask(attention_mask, batch, length))
+        else:
+            place, position_ids, mask = cache.take_in(attention_mask)
         if position_ids is None:
             positions = self.wpe.weight[:length]  # [T, D]
         else:
@@ -163,8 +173,8 @@ class GPT2Model(PretrainedModel):
                 index_ids(position_ids, self.config.n_positions, (batch, length), "position_ids")
             )
         states = [self.drop(self.wte(ids) + positions)]  # [B, T, D]
-        for block in self.h:
-            states.append(block(states[-1], mask))
+        for number, block in enumerate(self.h):
+            states.append(block(states[-1], mask, cache.layers[number] if cache else None, place))
         states[-1] = self.ln_f(states[-1])
         return ModelOutput(states[-1], collected(states, output_hidden_states))
 
@@ -178,7 +188,7 @@ def _initialise_gpt2(model: GPT2Model | GPT2LMHeadModel) -> None:
             nn.init.normal_(module.weight, 0.0, config.initializer_range / math.sqrt(2 * config.n_layer))
 
 
-class GPT2LMHeadModel(PretrainedModel):
+class GPT2LMHeadModel(TextModel):
     """GPT-2 with scores [B, T, V] of the next token: `HeadOutput`.
 
     `labels` [B, T] are the tokens themselves (-100 for padding): they are moved by one inside.
@@ -214,6 +224,17 @@ class GPT2LMHeadModel(PretrainedModel):
         logits = self.lm_head(found.last_hidden_state)  # [B, T, V]
         loss = None if labels is None else next_token_loss(logits, labels)
         return HeadOutput(loss, logits, found.hidden_states)
+
+    def new_cache(self, batch: int, length: int, encoded: int = 0) -> KeyValueCache:
+        """A cache for `length` tokens of `batch` texts."""
+        config = self.config
+        size, dtype = config.n_embd // config.n_head, self.lm_head.weight.dtype
+        return KeyValueCache(config.n_layer, batch, config.n_head, size, length, dtype)
+
+    def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache) -> Any:
+        """Scores [B, V] of what follows new tokens [B, T], which go into the cache."""
+        states = self.transformer(ids, mask, cache=cache).last_hidden_state  # [B, T, D]
+        return self.lm_head(states[:, -1])
 
 
 # ---- Llama -------------------------------------------------------------------------------------------------
@@ -334,10 +355,14 @@ class LlamaAttention(nn.Module):
         self.v_proj = nn.Linear(width, self.groups * size, bias=bias)
         self.o_proj = nn.Linear(self.heads * size, width, bias=bias)
 
-    def forward(self, x: Any, mask: Any, cosines: Any, sines: Any) -> Any:  # [B, T, D]
+    def forward(
+        self, x: Any, mask: Any, cosines: Any, sines: Any, cache: LayerCache | None = None, place: Any = None
+    ) -> Any:
         query = rotate(split_heads(self.q_proj(x), self.heads), cosines, sines)  # [B, H, T, d]
         key = rotate(split_heads(self.k_proj(x), self.groups), cosines, sines)  # [B, G, T, d]
         value = split_heads(self.v_proj(x), self.groups)
+        if cache is not None:
+            key, value = cache.store(key, value, place)  # [B, G, L, d]
         dropout = self.attention_dropout if self.training else 0.0
         return self.o_proj(attend(query, key, value, mask, dropout=dropout))
 
@@ -365,8 +390,10 @@ class LlamaBlock(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x: Any, mask: Any, cosines: Any, sines: Any) -> Any:  # [B, T, D]
-        x = x + self.self_attn(self.input_layernorm(x), mask, cosines, sines)
+    def forward(
+        self, x: Any, mask: Any, cosines: Any, sines: Any, cache: LayerCache | None = None, place: Any = None
+    ) -> Any:
+        x = x + self.self_attn(self.input_layernorm(x), mask, cosines, sines, cache, place)  # [B, T, D]
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -396,14 +423,21 @@ class LlamaModel(PretrainedModel):
         attention_mask: Any = None,  # [B, T]: 1 for tokens, 0 for padding
         position_ids: Any = None,  # [B, T]
         output_hidden_states: bool = False,
+        cache: KeyValueCache | None = None,  # the ids go on behind what is in it; then there must be a mask
     ) -> ModelOutput:
-        ids = token_ids(input_ids, self.config.vocab_size, self.config.max_position_embeddings)
+        longest = None if cache else self.config.max_position_embeddings
+        ids = token_ids(input_ids, self.config.vocab_size, longest)
         batch, length = ids.shape
-        mask = causal_mask(length, key_mask(attention_mask, batch, length))
+        place = None
+        if cache is None:
+            mask = causal_mask(length, key_mask(attention_mask, batch, length))
+        else:
+            place, position_ids, mask = cache.take_in(attention_mask)
         states = [self.embed_tokens(ids)]  # [B, T, D]
         cosines, sines = self._angles(position_ids, batch, length, states[0].dtype)
-        for layer in self.layers:
-            states.append(layer(states[-1], mask, cosines, sines))
+        for number, layer in enumerate(self.layers):
+            kept = cache.layers[number] if cache else None
+            states.append(layer(states[-1], mask, cosines, sines, kept, place))
         states[-1] = self.norm(states[-1])
         return ModelOutput(states[-1], collected(states, output_hidden_states))
 
@@ -427,7 +461,7 @@ def _exact(dtype: Any) -> Any:
     return np.float64 if str(dtype) == "float64" else np.float32
 
 
-class LlamaForCausalLM(PretrainedModel):
+class LlamaForCausalLM(TextModel):
     """A Llama-type model with scores [B, T, V] of the next token: `HeadOutput`; `labels` as for GPT-2."""
 
     config_class = LlamaConfig
@@ -459,3 +493,14 @@ class LlamaForCausalLM(PretrainedModel):
         logits = self.lm_head(found.last_hidden_state)  # [B, T, V]
         loss = None if labels is None else next_token_loss(logits, labels)
         return HeadOutput(loss, logits, found.hidden_states)
+
+    def new_cache(self, batch: int, length: int, encoded: int = 0) -> KeyValueCache:
+        """A cache for `length` tokens of `batch` texts."""
+        config, dtype = self.config, self.lm_head.weight.dtype
+        layers, groups = config.num_hidden_layers, config.groups
+        return KeyValueCache(layers, batch, groups, config.size_per_head, length, dtype)
+
+    def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache) -> Any:
+        """Scores [B, V] of what follows new tokens [B, T], which go into the cache."""
+        states = self.model(ids, mask, cache=cache).last_hidden_state  # [B, T, D]
+        return self.lm_head(states[:, -1])

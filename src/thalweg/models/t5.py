@@ -16,8 +16,11 @@ import numpy as np
 
 from thalweg import nn
 from thalweg.errors import ArgumentError
+from thalweg.models.generation import TextModel
 from thalweg.models.pretrained import Config, PretrainedModel
 from thalweg.models.transformer import (
+    KeyValueCache,
+    LayerCache,
     ModelOutput,
     Seq2SeqOutput,
     activation,
@@ -31,6 +34,7 @@ from thalweg.models.transformer import (
     token_loss,
 )
 from thalweg.ops.elementwise import equal, where
+from thalweg.ops.indexing import dynamic_slice
 from thalweg.ops.movement import concat
 from thalweg.ops.sources import full
 
@@ -126,16 +130,37 @@ class T5Attention(nn.Module):
         count = config.relative_attention_num_buckets
         self.relative_attention_bias = nn.Embedding(count, config.num_heads) if relative else None
 
-    def position_bias(self, queries: int, keys: int) -> Any:
-        """What is added to the scores for the distances: [1, H, T, S]."""
+    def position_bias(self, queries: int, keys: int, place: Any = None) -> Any:
+        """What is added to the scores for distances of queries (from `place` on) and keys: [1, H, T, S]."""
         assert self.relative_attention_bias is not None
         count = self.relative_attention_bias.num_embeddings
-        buckets = relative_buckets(queries, keys, count, self.distance, self.both)
+        rows = queries if place is None else keys
+        buckets: Any = relative_buckets(rows, keys, count, self.distance, self.both)
+        if place is not None:
+            buckets = dynamic_slice(buckets, (place, 0), (queries, keys))
         return self.relative_attention_bias(buckets).permute(2, 0, 1).unsqueeze(0)
 
-    def forward(self, x: Any, others: Any, mask: Any = None, bias: Any = None) -> Any:
+    def project(self, others: Any) -> tuple[Any, Any]:
+        """Keys and values [B, H, S, d] of states [B, S, D]."""
+        return split_heads(self.k(others), self.heads), split_heads(self.v(others), self.heads)
+
+    def forward(
+        self,
+        x: Any,  # [B, T, D]
+        others: Any,  # [B, S, D]; None: what the cache has
+        mask: Any = None,
+        bias: Any = None,
+        cache: LayerCache | None = None,
+        place: Any = None,
+    ) -> Any:
         query = split_heads(self.q(x), self.heads)  # [B, H, T, d]
-        key, value = split_heads(self.k(others), self.heads), split_heads(self.v(others), self.heads)
+        if others is None:
+            assert cache is not None
+            key, value = cache.keys, cache.values
+        else:
+            key, value = self.project(others)
+            if cache is not None:
+                key, value = cache.store(key, value, place)  # [B, H, L, d]
         dropout = self.dropout if self.training else 0.0
         return self.o(attend(query, key, value, mask, bias, scale=1.0, dropout=dropout))  # [B, T, D]
 
@@ -172,11 +197,20 @@ class T5Block(nn.Module):
         self.inner, self.inner_norm = T5FeedForward(config), norm()
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def forward(self, x: Any, mask: Any, bias: Any, encoded: Any = None, encoded_mask: Any = None) -> Any:
+    def forward(
+        self,
+        x: Any,
+        mask: Any,
+        bias: Any,
+        encoded: Any = None,
+        encoded_mask: Any = None,
+        caches: tuple[LayerCache | None, LayerCache | None] = (None, None),
+        place: Any = None,
+    ) -> Any:
         normed = self.attention_norm(x)  # [B, T, D]
-        x = x + self.dropout(self.attention(normed, normed, mask, bias))
+        x = x + self.dropout(self.attention(normed, normed, mask, bias, caches[0], place))
         if self.cross is not None and self.cross_norm is not None:
-            x = x + self.dropout(self.cross(self.cross_norm(x), encoded, encoded_mask))
+            x = x + self.dropout(self.cross(self.cross_norm(x), encoded, encoded_mask, cache=caches[1]))
         return x + self.dropout(self.inner(self.inner_norm(x)))
 
 
@@ -197,18 +231,26 @@ class T5Stack(nn.Module):
         encoded: Any = None,  # [B, S, D]
         encoded_mask: Any = None,  # [B, S]
         output_hidden_states: bool = False,
+        cache: KeyValueCache | None = None,  # the ids go on behind what is in it; it holds `encoded` too
     ) -> ModelOutput:
         name = "decoder_input_ids" if self.decoder else "input_ids"
         ids = token_ids(input_ids, self.embed_tokens.num_embeddings, name=name)
         batch, length = ids.shape
-        mask = key_mask(attention_mask, batch, length, name.replace("input_ids", "attention_mask"))
+        place, keys = None, length
+        if cache is not None:
+            place, _, mask = cache.take_in(attention_mask)  # [B, 1, T, L]
+            keys = cache.length
+        else:
+            mask = key_mask(attention_mask, batch, length, name.replace("input_ids", "attention_mask"))
+            mask = causal_mask(length, mask) if self.decoder else mask  # [B, 1, 1 or T, T]
         if self.decoder:
-            mask = causal_mask(length, mask)  # [B, 1, T, T]
-            encoded_mask = key_mask(encoded_mask, batch, encoded.shape[1])  # [B, 1, 1, S]
+            others = encoded.shape[1] if cache is None else cache.encoded[0].keys.shape[2]
+            encoded_mask = key_mask(encoded_mask, batch, others)  # [B, 1, 1, S]
         states = [self.dropout(self.embed_tokens(ids))]  # [B, T, D]
-        bias = self.blocks[0].attention.position_bias(length, length)  # [1, H, T, T]
-        for block in self.blocks:
-            states.append(block(states[-1], mask, bias, encoded, encoded_mask))
+        bias = self.blocks[0].attention.position_bias(length, keys, place)  # [1, H, T, keys]
+        for number, block in enumerate(self.blocks):
+            caches = (cache.layers[number], cache.encoded[number]) if cache else (None, None)
+            states.append(block(states[-1], mask, bias, encoded, encoded_mask, caches, place))
         states[-1] = self.dropout(self.final_layer_norm(states[-1]))
         return ModelOutput(states[-1], collected(states, output_hidden_states))
 
@@ -321,7 +363,7 @@ class T5Model(_T5):
         return Seq2SeqOutput(None, None, states, all_states, encoded, encoder_outputs.hidden_states)
 
 
-class T5ForConditionalGeneration(T5Model):
+class T5ForConditionalGeneration(T5Model, TextModel):
     """Encoder, decoder and scores [B, T, V]: `Seq2SeqOutput`.
 
     With `labels` [B, T] (-100 for padding) the loss is their mean cross entropy; without `decoder_input_ids`
@@ -365,12 +407,32 @@ class T5ForConditionalGeneration(T5Model):
             encoder_outputs,
             output_hidden_states,
         )
-        states = found.last_hidden_state
-        if self.config.scale_decoder_outputs:
-            states = states * self.config.d_model**-0.5
-        logits = self.lm_head(states)  # [B, T, V]
+        logits = self._scores(found.last_hidden_state)  # [B, T, V]
         loss = None if labels is None else token_loss(logits, labels)
         return found._replace(loss=loss, logits=logits)
+
+    def _scores(self, states: Any) -> Any:
+        """[.., D] to [.., V]."""
+        if self.config.scale_decoder_outputs:
+            states = states * self.config.d_model**-0.5
+        return self.lm_head(states)
+
+    def new_cache(self, batch: int, length: int, encoded: int = 0) -> KeyValueCache:
+        """A cache for `length` tokens of `batch` answers to texts of `encoded` tokens."""
+        config, dtype = self.config, self.lm_head.weight.dtype
+        layers, heads = config.decoder_layers, config.num_heads
+        return KeyValueCache(layers, batch, heads, config.d_kv, length, dtype, encoded)
+
+    def encode(self, input_ids: Any, attention_mask: Any, cache: KeyValueCache) -> None:
+        """Put the keys and values of a text [B, S] into the cache, for `next_scores`."""
+        states = self.encoder(input_ids, attention_mask).last_hidden_state  # [B, S, D]
+        for block, kept in zip(self.decoder.blocks, cache.encoded, strict=True):
+            kept.store(*block.cross.project(states))
+
+    def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache, encoded_mask: Any = None) -> Any:
+        """Scores [B, V] of what follows new tokens [B, T] of the answer, which go into the cache."""
+        found = self.decoder(ids, mask, None, encoded_mask, cache=cache)
+        return self._scores(found.last_hidden_state[:, -1])
 
     def shifted(self, labels: Any) -> Any:
         """The decoder's tokens for labels [B, T]: the start token, then the labels but the last."""
