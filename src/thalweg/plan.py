@@ -409,8 +409,8 @@ class _Contents:
             step = 0 if axis is None else math.prod(value.shape[axis + 1 :])
             if buffer.scope not in (Scope.THREAD, Scope.SLOT) and buffer.sample_stride != step:
                 raise GraphError(
-                    f"kernel {kernel.name} of phase {number} finds a sample of {value} every {step} elements, "
-                    f"{buffer.name} has one every {buffer.sample_stride}"
+                    f"kernel {kernel.name} of phase {number} finds a sample of {value} every {step} "
+                    f"elements, {buffer.name} has one every {buffer.sample_stride}"
                 )
 
     def _beside(self, number: int, phase: Phase, steps: Sequence[_Step]) -> None:
@@ -425,7 +425,7 @@ class _Contents:
         ]
         open_places: list[tuple[Any, int, int, Kernel, Buffer, bool]] = []
         for place in sorted(places, key=lambda p: (p[0], p[1])):
-            where, start, end, kernel, buffer, written = place
+            where, start, _, kernel, buffer, written = place
             open_places = [p for p in open_places if p[0] == where and p[2] > start]
             for _, _, _, other, found, wrote in open_places:
                 if (written or wrote) and other is not kernel and not (phase.batch and found is buffer):

@@ -1,8 +1,9 @@
 """The examples of README.md and docs/*.md are run as they stand there.
 
-Blocks marked `python` of one page run in order, as one program, in an empty directory. A block marked `text` right behind
-one is what it prints, or the message of the error that it ends with; "..." stands for anything. Lines of blocks marked
-`console` that call `thalweg` are checked for commands and options that exist.
+Blocks marked `python` of one page run in order, as one program, in an empty directory. A block marked
+`text` right behind one is what it prints, or the message of the error that it ends with; "..." stands for
+anything. Lines of blocks marked `console` that call `thalweg` are checked for commands and options that
+exist.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def examples(page: Path) -> list[tuple[Block, str | None]]:
             continue
         following = every[position + 1] if position + 1 < len(every) else None
         adjoining = following is not None and not content[block.end : following.begin].strip()
-        expected = following.text if following is not None and adjoining and following.language == "text" else None
+        expected = (
+            following.text if following is not None and adjoining and following.language == "text" else None
+        )
         found.append((block, expected))
     return found
 
@@ -106,7 +109,11 @@ def test_commands_and_options_exist(page: Path) -> None:
         for line in block.text.splitlines():
             for command in re.split(r"&&|\|", line):
                 words = shlex.split(command, comments=True)
-                if words and Path(words[0]).name == "thalweg" and words[1:] not in (["--version"], ["--help"]):
+                if (
+                    words
+                    and Path(words[0]).name == "thalweg"
+                    and words[1:] not in (["--version"], ["--help"])
+                ):
                     parse(words[1:])  # raises UsageError
 
 

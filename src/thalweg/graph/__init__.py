@@ -1,4 +1,5 @@
-"""The data-flow graph: `Graph`, `Node`, `Value`, the ops' base class, building, rewriting, printing and parsing."""
+"""The data-flow graph: `Graph`, `Node`, `Value`, the ops' base class, building, rewriting, printing and
+parsing."""
 
 from thalweg.graph.build import (
     Builder,

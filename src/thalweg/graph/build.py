@@ -1,7 +1,8 @@
 """Building graphs: the current builder, source lines, module scopes, inlining and the one rewrite helper.
 
-`apply(op, inputs)` appends a node to the thread's current builder. A builder with `evaluate=True` also computes each
-node's value at once with the NumPy reference: eager mode and debugging are the same graph with values attached.
+`apply(op, inputs)` appends a node to the thread's current builder. A builder with `evaluate=True` also
+computes each node's value at once with the NumPy reference: eager mode and debugging are the same graph
+with values attached.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _libraries: list[str] = [_PACKAGE]
 
 
 def register_library(path: str) -> None:
-    """Treat source files below `path` as library code: their lines are skipped when a user's line is looked for."""
+    """Treat source files below `path` as library code: their lines are skipped when a user's line is
+    looked for."""
     _libraries.append(os.path.abspath(path) + os.sep)
 
 
@@ -35,7 +37,9 @@ def is_library(file: str, cache: dict[str, bool] = {}) -> bool:  # noqa: B006 - 
     known = cache.get(file)
     if known is None:
         known = any(file.startswith(path) for path in _libraries) and not file.startswith(_USER_CODE)
-        known = known or file.startswith("<frozen") or os.path.basename(file) in ("contextlib.py", "functools.py")
+        known = (
+            known or file.startswith("<frozen") or os.path.basename(file) in ("contextlib.py", "functools.py")
+        )
         cache[file] = known
     return known
 
@@ -79,7 +83,8 @@ def scope_path() -> str:
 
 @contextmanager
 def located(where: tuple[Span, ...], scope: str) -> Iterator[None]:
-    """Nodes built inside inherit these source lines and this scope (gradients, passes) instead of the stack's."""
+    """Nodes built inside inherit these source lines and this scope (gradients, passes) instead of the
+    stack's."""
     previous = _local.origin
     _local.origin = (where, scope)
     try:
@@ -89,7 +94,8 @@ def located(where: tuple[Span, ...], scope: str) -> Iterator[None]:
 
 
 def location() -> tuple[tuple[Span, ...], str]:
-    """Source lines and module path of a node built now: those of `located`, else the user's line and running module."""
+    """Source lines and module path of a node built now: those of `located`, else the user's line and
+    running module."""
     return _local.origin or ((user_span(),), scope_path())
 
 
@@ -102,7 +108,8 @@ class Builder:
         self.nodes: list[Node] = []
 
     def apply(self, op: Op, inputs: Sequence[Value]) -> tuple[Value, ...]:
-        """Append a node and return its outputs; errors of the op's shape rule gain the user's line and module."""
+        """Append a node and return its outputs; errors of the op's shape rule gain the user's line and
+        module."""
         where, scope = location()
         try:
             types = op.infer(*(value.type for value in inputs))
@@ -111,7 +118,8 @@ class Builder:
         return self.append(Node(op, tuple(inputs), types, where, scope))
 
     def append(self, node: Node) -> tuple[Value, ...]:
-        """Append a node whose types are known to follow the shape rule (a copy in a pass), and return its outputs."""
+        """Append a node whose types are known to follow the shape rule (a copy in a pass), and return its
+        outputs."""
         if self.evaluate:
             self._compute(node)
             if not self.record:
@@ -132,7 +140,8 @@ class Builder:
             array = np.asarray(result)
             if array.shape != value.shape or array.dtype != value.dtype.numpy:
                 raise GraphError(
-                    f"the reference of {node.op.name} gave {array.dtype}{array.shape}, its shape rule {value.type}"
+                    f"the reference of {node.op.name} gave {array.dtype}{array.shape}, "
+                    f"its shape rule {value.type}"
                 )
             value.data = array
 
@@ -197,8 +206,8 @@ def trace_graph(
 def remove_dead(graph: Graph) -> Graph:
     """Without the nodes that no result needs.
 
-    Results are the outputs and the changed state. A node that could fail when it runs (an index outside its axis) is
-    removed like any other: a check guards the value that it gives, and nobody reads that.
+    Results are the outputs and the changed state. A node that could fail when it runs (an index outside
+    its axis) is removed like any other: a check guards the value that it gives, and nobody reads that.
     """
     needed = {id(value) for value in graph.results}
     kept: list[Node] = []
@@ -237,10 +246,12 @@ Rule = Callable[[Node, tuple[Value, ...]], Sequence[Value] | None]
 
 
 def rewrite(graph: Graph, rule: Rule) -> Graph:
-    """A new graph in which `rule` decides for every node: None keeps it, else the values that replace its outputs.
+    """A new graph in which `rule` decides for every node: None keeps it, else the values that replace its
+    outputs.
 
-    The rule receives the old node and its already rewritten inputs; what it builds through op functions inherits the
-    node's source lines and scope; a node that replaces several carries the lines of all. This is the only way in which passes make graphs.
+    The rule receives the old node and its already rewritten inputs; what it builds through op functions
+    inherits the node's source lines and scope; a node that replaces several carries the lines of all.
+    This is the only way in which passes make graphs.
     """
     mapping: dict[int, Value] = {id(value): Value(value.type) for value in graph.sources}
     outside = _local.origin
@@ -263,7 +274,9 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
     finally:
         _local.origin = outside
     state = tuple(
-        State(mapping[id(entry.before)], None if entry.after is None else mapping[id(entry.after)], entry.holder)
+        State(
+            mapping[id(entry.before)], None if entry.after is None else mapping[id(entry.after)], entry.holder
+        )
         for entry in graph.state
     )
     return Graph(

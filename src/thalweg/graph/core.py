@@ -1,8 +1,8 @@
 """`Graph`, `Node`, `Value` and `Op`: the one data structure between a user's function and a plan.
 
-A graph is an ordered list of nodes in single-assignment form. It is immutable: a pass makes a new one (`rewrite`).
-There is no implicit broadcasting or promotion, nothing in place, no view and no stride in it: the op functions in
-`thalweg.ops` insert explicit `broadcast` and `cast` nodes.
+A graph is an ordered list of nodes in single-assignment form. It is immutable: a pass makes a new one
+(`rewrite`). There is no implicit broadcasting or promotion, nothing in place, no view and no stride in
+it: the op functions in `thalweg.ops` insert explicit `broadcast` and `cast` nodes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ class Kind(IntEnum):
 
 
 class AxisGroup(NamedTuple):
-    """One axis as it runs through an op: its position in every input and output, or None where it does not appear.
+    """One axis as it runs through an op: its position in every input and output, or None where it does
+    not appear.
 
-    A group that appears in an output is *mapped* (position i of it depends on position i of the inputs only); a group
-    in no output is *reduced*. Axes that an op lists in no group are *mixed*: no tiling may cut them.
+    A group that appears in an output is *mapped* (position i of it depends on position i of the inputs
+    only); a group in no output is *reduced*. Axes that an op lists in no group are *mixed*: no tiling may
+    cut them.
     """
 
     inputs: tuple[int | None, ...]
@@ -45,7 +47,8 @@ class AxisGroup(NamedTuple):
 
 
 class Operand:
-    """What op functions accept: a graph `Value` or a user's `Tensor`. The operators are bound by `thalweg.ops`."""
+    """What op functions accept: a graph `Value` or a user's `Tensor`. The operators are bound by
+    `thalweg.ops`."""
 
     __slots__ = ()
     __hash__ = object.__hash__
@@ -178,8 +181,8 @@ def function(name: str) -> Callable[..., Any]:
 
 
 class Value(Operand):
-    """An edge of the graph: one output of one node, or an input. Compared by identity inside dicts and sets only
-    through `is`; the `==` operator builds an `equal` node like every other operator."""
+    """An edge of the graph: one output of one node, or an input. Compared by identity inside dicts and
+    sets only through `is`; the `==` operator builds an `equal` node like every other operator."""
 
     __slots__ = ("__weakref__", "data", "index", "node", "type")
 
@@ -220,16 +223,22 @@ class Value(Operand):
 class Op:
     """The base of every op: a frozen dataclass whose fields are its attributes.
 
-    Ops compare by class and by the bit pattern and type of their attributes: -0.0 is not 0.0, True is not 1, arrays
-    go by digest, sub-graphs by structure. Common subexpressions and caching rest on that.
+    Ops compare by class and by the bit pattern and type of their attributes: -0.0 is not 0.0, True is not
+    1, arrays go by digest, sub-graphs by structure. Common subexpressions and caching rest on that.
     """
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
     checked: ClassVar[bool] = False  # may it meet an index out of range while it runs?
-    cost: ClassVar[int] = 1  # of one element beside an addition: what is dear is stored rather than computed again
-    partial_cotangents: ClassVar[bool] = False  # vjp takes None for an output without cotangent (else zeros come)
-    combine: ClassVar[str | None] = None  # how partial results over a cut reduced axis combine: "sum", "max", ...
+    cost: ClassVar[int] = (
+        1  # of one element beside an addition: what is dear is stored rather than computed again
+    )
+    partial_cotangents: ClassVar[bool] = (
+        False  # vjp takes None for an output without cotangent (else zeros come)
+    )
+    combine: ClassVar[str | None] = (
+        None  # how partial results over a cut reduced axis combine: "sum", "max", ...
+    )
 
     def infer(self, *inputs: Type) -> tuple[Type, ...]:
         """Types of the outputs; raises `ShapeError` or `DTypeError` saying what is wrong with the inputs."""
@@ -242,7 +251,8 @@ class Op:
     def vjp(
         self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any | None]
     ) -> Sequence[Any | None]:
-        """Gradients with respect to the inputs (None: zero or not differentiable), as values built with op functions."""
+        """Gradients with respect to the inputs (None: zero or not differentiable), as values built with
+        op functions."""
         raise NotImplementedError
 
     def axes(self, *inputs: Type) -> tuple[AxisGroup, ...]:
@@ -310,7 +320,9 @@ class Narrowed(NamedTuple):
 
     op: Op
     inputs: tuple[int, ...]  # positions of the inputs that it still takes
-    outputs: tuple[int | None, ...]  # for every old output: its position among the new ones, None where it is gone
+    outputs: tuple[
+        int | None, ...
+    ]  # for every old output: its position among the new ones, None where it is gone
 
 
 REGISTRY: dict[str, Any] = {}  # op name -> primitive class or composite definition; filled by thalweg.ops
@@ -346,7 +358,8 @@ def digest(array: np.ndarray[Any, Any]) -> str:
 
 
 class Node:
-    """One application of an op: "the statement `outputs = op(*inputs)`", with the source lines it stems from."""
+    """One application of an op: "the statement `outputs = op(*inputs)`", with the source lines it stems
+    from."""
 
     __slots__ = ("__weakref__", "inputs", "op", "outputs", "scope", "where")
 
@@ -377,7 +390,8 @@ class Holder(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """A graph input that stands for a holder's value, and the graph value it has afterwards (None: unchanged)."""
+    """A graph input that stands for a holder's value, and the graph value it has afterwards (None:
+    unchanged)."""
 
     before: Value
     after: Value | None
@@ -386,7 +400,8 @@ class State:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """Inputs, ordered nodes, outputs and state pairs. `inputs` does not contain the state's `before` values."""
+    """Inputs, ordered nodes, outputs and state pairs. `inputs` does not contain the state's `before`
+    values."""
 
     inputs: tuple[Value, ...]
     nodes: tuple[Node, ...]
@@ -427,7 +442,9 @@ class Graph:
                     attribute.verify()
             inferred = node.op.infer(*(value.type for value in node.inputs))
             if tuple(inferred) != tuple(value.type for value in node.outputs):
-                raise GraphError(f"{self.name}: {node!r} does not have the types of its shape rule, {inferred}")
+                raise GraphError(
+                    f"{self.name}: {node!r} does not have the types of its shape rule, {inferred}"
+                )
             if not node.where:
                 raise GraphError(f"{self.name}: {node!r} has lost its source line")
             for value in node.outputs:
@@ -440,7 +457,8 @@ class Graph:
         for entry in self.state:
             if entry.after is not None and entry.after.type != entry.before.type:
                 raise GraphError(
-                    f"{self.name}: state {entry.holder.name} would change from {entry.before.type} to {entry.after.type}"
+                    f"{self.name}: state {entry.holder.name} would change from {entry.before.type} "
+                    f"to {entry.after.type}"
                 )
         return self
 
@@ -463,7 +481,8 @@ class Graph:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def text(self, *, spans: bool = True, limit: int | None = None) -> str:
-        """The graph as text that `thalweg.graph.parse` reads back; constants above `limit` elements are elided."""
+        """The graph as text that `thalweg.graph.parse` reads back; constants above `limit` elements are
+        elided."""
         from thalweg.graph.text import to_text
 
         return to_text(self, spans=spans, limit=limit)

@@ -36,7 +36,8 @@ P = TypeVar("P", bound=Op)
 
 @dataclass_transform(frozen_default=True)
 def primitive(name: str, kind: Kind, combine: str | None = None) -> Callable[[type[P]], type[P]]:
-    """Register a class as a primitive op. The class body holds its mathematics; its fields are its attributes."""
+    """Register a class as a primitive op. The class body holds its mathematics; its fields are its
+    attributes."""
 
     def register(cls: type[P]) -> type[P]:
         # Making a dataclass takes part of a millisecond; most ops have no attributes and need none.
@@ -53,7 +54,8 @@ def primitive(name: str, kind: Kind, combine: str | None = None) -> Callable[[ty
     return register
 
 
-# ---- operands -------------------------------------------------------------------------------------------------------
+# ---- operands
+# -------------------------------------------------------------------------------------------------------
 
 _lifters: list[Callable[[Op, Sequence[Any]], Any]] = []
 
@@ -64,7 +66,8 @@ def install_frontend(applier: Callable[[Op, Sequence[Any]], Any]) -> None:
 
 
 def apply(op: Op, *operands: Any) -> Any:
-    """Apply `op`: one operand for one output, a tuple for several. Values build a node, tensors go to the frontend."""
+    """Apply `op`: one operand for one output, a tuple for several. Values build a node, tensors go to the
+    frontend."""
     active = current()
     if active is not None and all(isinstance(item, Value) for item in operands):
         outputs = active.apply(op, operands)
@@ -86,9 +89,10 @@ def operand(value: Any, dtype: DType | None = None) -> Any:
     if isinstance(value, (bool, int, float)) and not isinstance(value, np.generic):
         return constant(np.asarray(value, _scalar_dtype(value, dtype).numpy))
     array = np.asarray(value)
-    if array.dtype == object or array.dtype.kind in "USOcmMV" and array.dtype.name != "bfloat16":
+    if array.dtype == object or (array.dtype.kind in "USOcmMV" and array.dtype.name != "bfloat16"):
         raise DTypeError(
-            f"expected a tensor, a number or an array of numbers, received {value!r:.60} of type {type(value).__name__}"
+            f"expected a tensor, a number or an array of numbers, received {value!r:.60} "
+            f"of type {type(value).__name__}"
         )
     return constant(array)
 
@@ -175,19 +179,24 @@ def require(condition: bool, message: str) -> None:
 def elementwise_axes(inputs: Sequence[Type], outputs: int = 1) -> tuple[AxisGroup, ...]:
     """The axis rule of an op whose inputs and outputs all have one shape."""
     return tuple(
-        AxisGroup((axis,) * len(inputs), (axis,) * outputs) for axis in range(len(inputs[0].shape) if inputs else 0)
+        AxisGroup((axis,) * len(inputs), (axis,) * outputs)
+        for axis in range(len(inputs[0].shape) if inputs else 0)
     )
 
 
-# ---- composites -----------------------------------------------------------------------------------------------------
+# ---- composites
+# -----------------------------------------------------------------------------------------------------
 
 
 class Composite(Op):
-    """An application of a composite: its definition, which optional tensors are present, and its attributes."""
+    """An application of a composite: its definition, which optional tensors are present, and its
+    attributes."""
 
     kind: ClassVar[Kind] = Kind.OPAQUE
 
-    def __init__(self, definition: CompositeDefinition, present: tuple[bool, ...], attributes: dict[str, Any]) -> None:
+    def __init__(
+        self, definition: CompositeDefinition, present: tuple[bool, ...], attributes: dict[str, Any]
+    ) -> None:
         self.definition = definition
         self.present = present
         self._attributes = attributes
@@ -207,8 +216,8 @@ class Composite(Op):
         return cached
 
     def stable_key(self, *inputs: Type) -> tuple[Any, ...]:
-        """The key without the address of the definition. Library composites have names of their own; for those of
-        a user, who may define one name twice, the structure of the body stands.
+        """The key without the address of the definition. Library composites have names of their own; for
+        those of a user, who may define one name twice, the structure of the body stands.
         """
         key = (self.key()[0], *self.key()[2:])
         library = self.definition.function.__module__.startswith("thalweg.")
@@ -234,13 +243,18 @@ class Composite(Op):
         results = interpret(self.body(*(types.type_of(array) for array in inputs)), inputs)
         return tuple(results) if len(results) > 1 else results[0]
 
-    def vjp(self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any | None]) -> Sequence[Any | None]:
+    def vjp(
+        self, inputs: Sequence[Any], outputs: Sequence[Any], cotangents: Sequence[Any | None]
+    ) -> Sequence[Any | None]:
         rule = self.definition.gradient_rule
         if rule is None:
             raise GraphError(f"{self.name} has no gradient rule: autodiff differentiates its body")
         found = rule(self.arguments(inputs), outputs, cotangents, **self._attributes)
         if len(found) != len(self.present):
-            raise GraphError(f"the gradient rule of {self.name} gave {len(found)} gradients for {len(self.present)} arguments")
+            raise GraphError(
+                f"the gradient rule of {self.name} gave {len(found)} gradients "
+                f"for {len(self.present)} arguments"
+            )
         return [gradient for gradient, given in zip(found, self.present, strict=True) if given]
 
     def with_residuals(self) -> Op | None:
@@ -326,7 +340,8 @@ class CompositeDefinition:
         return Composite(self, present or (True,) * len(self.tensors), attributes)
 
     def gradient(self, rule: Callable[..., Sequence[Any | None]]) -> Callable[..., Sequence[Any | None]]:
-        """Decorator: `rule(inputs, outputs, cotangents, **attributes)` gives one gradient (or None) per tensor.
+        """Decorator: `rule(inputs, outputs, cotangents, **attributes)` gives one gradient (or None) per
+        tensor.
 
         With a residual form `outputs` are the outputs followed by the residuals.
         """
@@ -360,14 +375,19 @@ def _canonical(value: Any) -> Any:
 def composite(function: Callable[..., Any]) -> CompositeDefinition:
     """Declare a composite op: a named function whose body is written in other ops.
 
-    Shape rule, reference, gradients of every order and every backend follow from the body. Positional parameters are
-    tensors (they may be None where the default is None), keyword-only parameters are attributes: numbers, strings,
-    dtypes, tuples of them. Library composites and a user's are declared in the same way.
+    Shape rule, reference, gradients of every order and every backend follow from the body. Positional
+    parameters are tensors (they may be None where the default is None), keyword-only parameters are
+    attributes: numbers, strings, dtypes, tuples of them. Library composites and a user's are declared in
+    the same way.
     """
-    name = function.__name__.lstrip("_")  # `_mean` is the op "mean": a wrapper with a freer signature has the name
+    name = function.__name__.lstrip(
+        "_"
+    )  # `_mean` is the op "mean": a wrapper with a freer signature has the name
     definition = CompositeDefinition(function, name)
     existing = REGISTRY.get(name)
-    if existing is not None and (isinstance(existing, type) or existing.function.__module__ != function.__module__):
+    if existing is not None and (
+        isinstance(existing, type) or existing.function.__module__ != function.__module__
+    ):
         raise ArgumentError(f"there is an op named {name!r} already; give the composite another name")
     REGISTRY[name] = definition
     return definition

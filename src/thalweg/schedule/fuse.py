@@ -206,8 +206,8 @@ class Fusion:
         return list(found.values())
 
     def _reads_elsewhere(self, group: _Group, producer: _Group) -> bool:
-        """Does the group read what `producer` computes at another index than its own? Inside one kernel only the
-        element at hand exists."""
+        """Does the group read what `producer` computes at another index than its own? Inside one kernel
+        only the element at hand exists."""
         made = {id(v) for v in (*producer.roots, *(producer.anchor.outputs if producer.anchor else ()))}
         roots = {id(v) for v in group.roots}
         stack = [(root, False) for root in group.roots]

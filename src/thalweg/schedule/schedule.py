@@ -458,10 +458,12 @@ class _Buffers:
         phase.kernels = kernels
 
     def _blocked(self, phase: Phase) -> set[int]:
-        """Ids of the values that a template reads in blocks. Only loops can read one number per sample as it lies
-        in row-major memory."""
+        """Ids of the values that a template reads in blocks. Only loops can read one number per sample as
+        it lies in row-major memory."""
         looping, alias = self.plan.target.support.looping, self.plan.alias
-        anchors = [k.anchor for k in phase.kernels if k.anchor is not None and k.anchor.op.name not in looping]
+        anchors = [
+            k.anchor for k in phase.kernels if k.anchor is not None and k.anchor.op.name not in looping
+        ]
         return {id(alias.get(id(v), v)) for anchor in anchors for v in anchor.inputs}
 
     def _lane(self, value: Value, axis: int, number: int, what: str = "") -> Buffer:
