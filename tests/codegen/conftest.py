@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,3 +57,25 @@ def whole_program(needs_compiler: None) -> Callable[..., NativeProgram]:
         return NativeProgram(graph, threads, target)
 
     return make
+
+
+def guarded(array: Array) -> Array:
+    """A copy that ends where a page begins that nobody may touch: reading past its end kills the process."""
+    libc = ctypes.CDLL(None)
+    page = mmap.PAGESIZE
+    length = -(-max(array.nbytes, 1) // page) * page
+    memory = mmap.mmap(-1, length + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    if libc.mprotect(ctypes.c_void_p(address + length), ctypes.c_size_t(page), 0) != 0:
+        pytest.skip("pages cannot be protected")
+    copy = np.frombuffer(memory, array.dtype, array.size, length - array.nbytes).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.fixture
+def with_guard() -> Callable[[Array], Array]:
+    """`guarded`, where the system lets a test protect pages."""
+    if sys.platform != "linux":
+        pytest.skip("protects pages as on Linux")
+    return guarded

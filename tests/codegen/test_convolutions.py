@@ -136,6 +136,16 @@ def test_geometries(mode: str, dtype: str, whole_program: Make) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_read_behind_the_operands(
+    mode: str, whole_program: Make, with_guard: Callable[[Array], Array]
+) -> None:
+    random = np.random.default_rng(0)
+    operations = [case.operation(mode, random, "float32") for case in CASES]
+    behind = [(op, with_guard(first), with_guard(second)) for op, first, second in operations]
+    assert same_bits(program_of(whole_program, operations)[1], program_of(whole_program, behind)[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_same_bits_for_every_instruction_set(mode: str, whole_program: Make) -> None:
     random = np.random.default_rng(1)
     chosen = [CASES[0], CASES[3], CASES[11], CASES[15], CASES[20]]

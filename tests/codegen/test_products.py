@@ -80,6 +80,18 @@ def test_products_of_odd_shapes(dtype: str, whole_program: Make) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_read_nothing_behind_their_operands(
+    dtype: str, whole_program: Make, with_guard: Callable[[Array], Array]
+) -> None:
+    cases = [case for case in odd_cases() if min(case[1:4]) > 0]
+    arrays = operands(cases, dtype)
+    build = products(cases)
+    assert same_bits(
+        whole_program(build, [with_guard(array) for array in arrays])([]), whole_program(build, arrays)([])
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_products_have_the_same_bits_for_every_instruction_set(dtype: str, whole_program: Make) -> None:
     cases: list[Case] = [
         ((), 13, 70, 530, False, False), ((), 7, 33, 20, True, True), ((), 3, 40, 100, False, True),
