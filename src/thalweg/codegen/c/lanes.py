@@ -698,9 +698,10 @@ def emit_unpool(context: Context) -> KernelText:
     accesses = context.reads()
     target = context.access(kernel.roots[0], write=True)
     kind, short = register(result.dtype), result.dtype.short
-    planes = result.shape[1]
+    batch = context.batch_axis[id(result)]
+    planes = result.shape[1 - batch]  # channels; where those are the samples, what else leads
     spatial, pooled = result.shape[2:], g.shape[2:]
-    rest, pooled_rest = math.prod(spatial), math.prod(pooled)
+    rest = math.prod(spatial)
     lines = [
         UNUSED,
         f"{BLOCKS} {{",
@@ -720,7 +721,6 @@ def emit_unpool(context: Context) -> KernelText:
     at = "b * " + str(planes) + " + c"
     for name, extent in zip(names, pooled, strict=True):
         at = f"({at}) * {extent} + {name}"
-    del pooled_rest
     lines.append(f"const {kind}x16 g = load_{short}({accesses[id(g)].pointer} + ({at}) * {LANES});")
     chosen = op.name == "max_unpool"
     if chosen:
