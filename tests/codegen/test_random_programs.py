@@ -14,8 +14,11 @@ import thalweg as tw
 import thalweg.ops as ops
 from helpers.random_programs import RandomProgram, build_together, problem
 from thalweg import types
+from thalweg.autodiff import vjp
 from thalweg.errors import IndexRangeError
 from thalweg.graph import Graph, State, Value, trace_graph
+from thalweg.ops.core import operand
+from thalweg.ops.pooling import max_pool
 from thalweg.runtime.program import make_plan
 
 GROUP = 25
@@ -91,6 +94,10 @@ MENDED = {
         lambda x, p: [ops.exp(x), x], numbers(40, 16), state=[numbers(40, 16)]
     ),
     "an epilogue that reads its producer elsewhere": lambda: program(elsewhere, numbers(16, 2, 17)),
+    "unpooling whose channels are the samples": lambda: program(
+        lambda x: vjp([ops.sum(ops.tanh(max_pool(x, 3, stride=1, padding=1)))], [operand(1.0, x.dtype)], [x]),
+        numbers(1, 33, 2, 18),
+    ),
     "swapped state": lambda: program(
         lambda x, p, q: [x + p, q, p], numbers(3), state=[numbers(3), numbers(3) + 1]
     ),

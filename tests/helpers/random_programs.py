@@ -23,6 +23,7 @@ from thalweg.graph.build import Builder, remove_dead, using
 from thalweg.interpret import interpret
 from thalweg.ops.accumulation import cumulative_sum, scatter
 from thalweg.ops.contraction import conv, conv_transpose
+from thalweg.ops.control import cond, scan
 from thalweg.ops.core import cast, operand
 from thalweg.ops.indexing import gather
 from thalweg.ops.losses import cross_entropy
@@ -154,6 +155,8 @@ class RandomProgram:
             self._logic,
             self._indexing,
         ]
+        if self.chance(0.3):
+            families.append(self._control)
         for _ in range(int(self.generator.integers(4, 22))):
             recent = self.pool[-5:] if self.chance(0.6) else self.pool
             try:
@@ -348,6 +351,44 @@ class RandomProgram:
         ]
         return self.pick(choices)(x)
 
+    def _control(self, x: Value, y: Value) -> Value | None:
+        """A loop over the first axis, or a choice between two branches."""
+        x = self.floating(x)
+        if self.chance(0.3):
+            return cond(
+                ops.sum(x) > 0.0,
+                lambda v: [ops.tanh(v) * 2.0],
+                lambda v: [ops.flip(v) if v.ndim else -v],
+                [x],
+            )[0]
+        if not x.ndim or x.size > 1000 or x.shape[0] > 40:
+            return None
+        square = [v for v in self.before if v.dtype is x.dtype and v.ndim == 2 and v.shape[0] == v.shape[1]]
+        outside = [v for v in self.pool if v.dtype is x.dtype and v.shape in ((), x.shape[1:], x.shape[-1:])]
+        other = self.pick(outside) if outside else operand(0.5, x.dtype)
+        nested, draws = self.chance(0.2), self.draws and self.chance(0.5)
+
+        def body(
+            iteration: Value, carries: list[Value], slices: list[Value]
+        ) -> tuple[list[Value], list[Value]]:
+            (carry,), (part,) = carries, slices
+            moved = carry * 0.5 + part
+            if x.ndim > 1 and x.shape[-1] and other.shape in ((), x.shape[1:]):
+                moved = moved + other * 0.25
+            if square and x.ndim > 1 and x.shape[-1] == square[0].shape[0]:
+                moved = moved @ square[0] * 0.1
+            if nested:
+                (moved,), _ = scan(lambda i, c, s: ([c[0] * 0.5 + part], []), [moved], length=2)
+            if draws:
+                state = next(v for v in self.before if v.dtype.short == "u32")
+                moved = moved * uniform(state, moved.shape, dtype=moved.dtype)
+            moved = ops.tanh(moved)
+            return [moved], [moved * 2.0 + cast(iteration, moved.dtype)]
+
+        start = ops.zeros(x.shape[1:], dtype=x.dtype)
+        carries, stacked = scan(body, [start], [x], reverse=self.chance(0.3))
+        return self.pick([carries[0], stacked[0]])
+
     # ---- results ----
 
     def _results(self) -> None:
@@ -421,8 +462,8 @@ DISTURBANCES = 6
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 
 
-def _moved(array: Array, generator: np.random.Generator, units: float = 3.0) -> Array:
-    """Each number that has many bits moved by up to some units of rounding."""
+def _moved(array: Array, generator: np.random.Generator, units: float = 3.0, relative: bool = True) -> Array:
+    """Each number that has many bits moved by up to some units of rounding, its own or the largest one's."""
     name = array.dtype.name
     if name not in UNIT or not array.size:
         return array
@@ -432,7 +473,8 @@ def _moved(array: Array, generator: np.random.Generator, units: float = 3.0) -> 
         if array.dtype.itemsize == 2:  # a number may come from one of more bits: kernels keep float32 inside
             few = wide == 0
         shift = generator.uniform(-units, units, wide.shape)
-        moved = np.where(few | ~np.isfinite(wide), wide, wide * (1 + shift * UNIT[name]))
+        size = wide if relative else np.abs(wide).max(where=np.isfinite(wide), initial=0.0)
+        moved = np.where(few | ~np.isfinite(wide), wide, wide + size * shift * UNIT[name])
         return np.asarray(moved).astype(array.dtype)
 
 
@@ -451,7 +493,9 @@ def disturbed(graph: Graph, arrays: Sequence[Array], state: Sequence[Array], see
                 node.outputs, results if isinstance(results, tuple) else (results,), strict=True
             ):
                 array = np.asarray(result)
-                if node.op.kind is not Kind.MOVEMENT and node.op.name not in ROUNDED_EXACTLY:
+                if node.op.name in ("scan", "cond"):  # what is rounded inside is not followed
+                    array = _moved(array, generator, 16.0, relative=False)
+                elif node.op.kind is not Kind.MOVEMENT and node.op.name not in ROUNDED_EXACTLY:
                     array = _moved(array, generator)
                 known[id(value)] = array
     return [known[id(v)] for v in graph.results]
