@@ -19,7 +19,7 @@ from typing import Any
 from thalweg.codegen.c.bindings import STATIC, TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Expression
 from thalweg.codegen.c.nests import emit_contraction, store
-from thalweg.codegen.c.products import emit_product, product_workspace, shape_of
+from thalweg.codegen.c.products import BLOCK, FEW_ITEMS, emit_product, product_workspace, shape_of
 from thalweg.codegen.c.tiles import (
     ITEM,
     MOST_ROWS,
@@ -32,12 +32,10 @@ from thalweg.codegen.c.tiles import (
 from thalweg.codegen.loops import LANE, Index, constant, unravel, variable
 from thalweg.plan import LANES, Kernel
 
-BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
 STRIP_BYTES = 384 << 10  # a strip should stay in a core's own cache
 CHUNK_ROWS = 48  # rows of a tile's operand that share a strip or a panel, at least, where tasks are cut by rows
-FEW_ITEMS = 8  # fewer items than this leave threads without work
 WEIGHT_COST = 0.4  # of reading the weights once, in multiply-adds for each of their elements
-FEWEST_FILTERS = 8  # along the vectors of a weight gradient
+FEWEST_FILTERS = 8  # that lie along the vectors of a weight gradient; fewer would leave most lanes empty
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def _cut(shape: Geometry, tasks: int) -> tuple[int, int]:
         idle = max(1.0, min(tasks, FEW_ITEMS) / (items * chunks))
         return strips * (tiles * slow + chunks * fill * 4) * idle, -rows
 
-    rows = min(range(1, count + 1), key=cost)
+    rows = min({*range(1, min(count, 8) + 1), *(-(-count // strips) for strips in range(1, 65))}, key=cost)
     items = shape.batch * shape.groups * -(-count // rows)
     return rows, min(most, max(1, -(-tasks // items)))
 
@@ -213,7 +211,7 @@ def convolution_workspace(kernel: Kernel, machine: str) -> int:
     item = ITEM[shape.element]
     if kernel.anchor.op.name == "convolution_weight_gradient":
         cut = _WeightCut(shape, kernel.tasks)
-        return (cut.strip + cut.panel + cut.sums) * item
+        return cut.table * 8 + (cut.strip + cut.panel + cut.sums) * item
     rows, _ = _cut(shape, kernel.tasks)
     height, width = _tile(shape, rows)
     return (shape.strip(rows, shape.channels) + height * width * LANES + LANES) * item
@@ -462,6 +460,7 @@ class _WeightCut:
         self.chunks = max(1, min(-(-tasks // beside), max(least, self.rows // (4 * CHUNK_ROWS)), self.tiles))
         chunk_rows = -(-self.tiles // self.chunks) * self.height
         channels = min(shape.channels, (chunk_rows - 2) // shape.taps + 2)
+        self.table = 0 if narrow else -(-2 * self.inner // 8) * 8  # integers: places of pixels
         self.strip = shape.strip(self.positions, channels)
         self.panel = 0 if narrow else -(-self.positions * self.inner // LANES) * LANES * self.width * LANES
         self.chunk_rows = chunk_rows + LANES
@@ -481,8 +480,8 @@ class _WeightGradient(_Emission):
         items = shape.groups * cut.panels * cut.chunks
         lines = [
             "(void)error;",
-            f"{element} *const strip = ({element} *){self.scratch}, *const panel = strip + {cut.strip}, "
-            f"*const sums = panel + {cut.panel};",
+            f"int64_t *const pixels = (int64_t *){self.scratch}; {element} *const strip = ({element} *)(pixels + {cut.table}), "
+            f"*const panel = strip + {cut.strip}, *const sums = panel + {cut.panel};",
             f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
             f"const int64_t group = item / {cut.panels * cut.chunks}, p = item / {cut.chunks} % {cut.panels}, "
             f"chunk = item % {cut.chunks};",
@@ -493,6 +492,7 @@ class _WeightGradient(_Emission):
             f"const int64_t low = begin * {cut.height} - (begin > {cut.tall} ? begin - {cut.tall} : 0);",
             f"const int64_t high = end * {cut.height} - (end > {cut.tall} ? end - {cut.tall} : 0);",
             f"const int64_t first = low / {shape.taps}, channels = (high - 1) / {shape.taps} + 1 - first;",
+            *(self._pixels() if cut.table else ["(void)pixels;"]),
             f"for (int64_t image = 0; image < {shape.batch}; image++) "
             f"for (int64_t start = 0; start < {shape.axes[0].count}; start += {cut.positions}) {{",
             f"const int64_t channel = (image * {shape.groups} + group) * {shape.channels} + first;",
@@ -516,23 +516,20 @@ class _WeightGradient(_Emission):
         pack = pack_transposed(self.context, self.shape.element)
         cotangent, pixels = self._cotangent()
         return [
-            self._pixels(),
             f"{pack}({cotangent}, {pixels}, count * {self.cut.inner}, valid, panel, width);",
             *self._tiles(),
         ]
 
-    def _pixels(self) -> str:
-        """The table of the pixels of one position of the first axis: where each lies in the strip and in the panel."""
-        shape, cut = self.shape, self.cut
-        places = [
-            sum(q * pitch for q, pitch in zip(position, shape.pitches[1:], strict=True))
-            for position in itertools.product(*(range(axis.count) for axis in shape.axes[1:]))
-        ]
-        tables = []
-        for vectors in range(cut.width, max(cut.width - 2, 0), -1):
-            entries = ", ".join(f"{place}, {number * vectors * LANES}" for number, place in enumerate(places))
-            tables.append(f"static const int64_t pixels{vectors}[] = {{{entries}}};")
-        return "\n".join(tables)
+    def _pixels(self) -> list[str]:
+        """Statements that fill the table of the pixels of one position of the first axis: where each lies in the strip and
+        in the panel."""
+        shape = self.shape
+        lines = ["{ int64_t q = 0;"]
+        place = "0"
+        for a, (axis, pitch) in enumerate(zip(shape.axes[1:], shape.pitches[1:], strict=True)):
+            lines.append(f"for (int64_t e{a} = 0; e{a} < {axis.count}; e{a}++)")
+            place += f" + e{a} * {pitch}"
+        return [*lines, f"{{ pixels[2 * q] = {place}; pixels[2 * q + 1] = q * width; q++; }}", "}"]
 
     def _rows(self) -> list[str]:
         """The loop over tiles of rows, with the place of each row in the strip."""
@@ -570,7 +567,7 @@ class _WeightGradient(_Emission):
                 name = window_tile(self.context, shape.element, rows, vectors)
                 lines.append(
                     f"if (width == {vectors * LANES} && rows == {rows}) {name}(strip, row, {shape.pitches[0]}, panel, "
-                    f"{cut.inner} * width, count, pixels{vectors}, {cut.inner}, sums + (at - low) * width, width, "
+                    f"{cut.inner} * width, count, pixels, {cut.inner}, sums + (at - low) * width, width, "
                     "image + start > 0);"
                 )
         return [*lines, "}"]

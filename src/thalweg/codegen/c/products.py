@@ -36,7 +36,7 @@ DOT_ROWS, DOT_STEPS = 8, 48  # rows up to which, and steps from which on, a tran
 BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
 CHUNK_ROWS = 96  # rows that share a copied panel, at least, where tasks are cut by rows
 FEW_ROWS = 24  # the same where there would be fewer tasks than FEW_ITEMS
-FEW_ITEMS = 8
+FEW_ITEMS = 8  # fewer tasks than this leave threads without work
 BUFFER_ROWS = 384  # rows whose sums wait for the next block, at most
 PAGE = 4096  # rows of the left operand that lie whole pages apart fall on each other in the first cache
 
