@@ -18,7 +18,7 @@ from typing import Any
 
 from thalweg.codegen.c.bindings import STATIC, TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Expression
-from thalweg.codegen.c.nests import emit_contraction, store
+from thalweg.codegen.c.nests import store
 from thalweg.codegen.c.products import BLOCK, FEW_ITEMS, emit_product, product_workspace, shape_of
 from thalweg.codegen.c.tiles import (
     ITEM,
@@ -29,11 +29,14 @@ from thalweg.codegen.c.tiles import (
     tile_shape,
     window_tile,
 )
+from thalweg.codegen.c.windows import emit_contraction
 from thalweg.codegen.loops import LANE, Index, constant, unravel, variable
 from thalweg.plan import LANES, Kernel
 
 STRIP_BYTES = 384 << 10  # a strip should stay in a core's own cache
-CHUNK_ROWS = 48  # rows of a tile's operand that share a strip or a panel, at least, where tasks are cut by rows
+CHUNK_ROWS = (
+    48  # rows of a tile's operand that share a strip or a panel, at least, where tasks are cut by rows
+)
 WEIGHT_COST = 0.4  # of reading the weights once, in multiply-adds for each of their elements
 FEWEST_FILTERS = 8  # that lie along the vectors of a weight gradient; fewer would leave most lanes empty
 
@@ -45,7 +48,9 @@ class Part:
     count: int
     first: int
     step: int
-    taps: tuple[tuple[int, int, int], ...]  # (tap, phase, offset): position p reads element p + offset of that phase
+    taps: tuple[
+        tuple[int, int, int], ...
+    ]  # (tap, phase, offset): position p reads element p + offset of that phase
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,11 @@ class Geometry:
     def span(self, rows: int, part: tuple[Part, ...] | None = None) -> int:
         """Flat positions from the first to the last one of `rows` rows of the first axis."""
         counts = [axis.count for axis in self.axes[1:]] if part is None else [p.count for p in part[1:]]
-        return (rows - 1) * self.pitches[0] + sum((c - 1) * p for c, p in zip(counts, self.pitches[1:], strict=True)) + 1
+        return (
+            (rows - 1) * self.pitches[0]
+            + sum((c - 1) * p for c, p in zip(counts, self.pitches[1:], strict=True))
+            + 1
+        )
 
     def plane(self, rows: int) -> int:
         """Elements of one phase of one channel in a strip for `rows` rows of positions."""
@@ -143,16 +152,24 @@ def geometry(kernel: Kernel, machine: str) -> Geometry | None:
         sizes = zip(result.shape[2:], first.shape[2:], strict=True)
         axes = [
             _gathering(size, source, low, s, d, t)
-            for (size, source), (low, _), s, d, t in zip(sizes, op.padding, op.strides, op.dilation, taps, strict=True)
+            for (size, source), (low, _), s, d, t in zip(
+                sizes, op.padding, op.strides, op.dilation, taps, strict=True
+            )
         ]
-        return Geometry(element, first.shape[0], op.groups, channels, filters, math.prod(taps), tuple(axes), machine)
+        return Geometry(
+            element, first.shape[0], op.groups, channels, filters, math.prod(taps), tuple(axes), machine
+        )
     out = second.shape[2:] if weights else result.shape[2:]
     sizes = zip(first.shape[2:], out, strict=True)
     axes = [
         _striding(source, count, low, s, d, t)
-        for (source, count), (low, _), s, d, t in zip(sizes, op.padding, op.strides, op.dilation, taps, strict=True)
+        for (source, count), (low, _), s, d, t in zip(
+            sizes, op.padding, op.strides, op.dilation, taps, strict=True
+        )
     ]
-    return Geometry(element, first.shape[0], op.groups, filters, channels, math.prod(taps), tuple(axes), machine)
+    return Geometry(
+        element, first.shape[0], op.groups, filters, channels, math.prod(taps), tuple(axes), machine
+    )
 
 
 def _striding(source: int, count: int, low: int, stride: int, dilation: int, taps: int) -> Axis:
@@ -170,11 +187,20 @@ def _gathering(size: int, source: int, low: int, stride: int, dilation: int, tap
         first = -(-(low - remainder) // stride)
         count = (size - 1 + low - remainder) // stride - first + 1
         if count > 0:
-            moves = [(t, (t * dilation - remainder) // stride) for t in range(taps) if (t * dilation - remainder) % stride == 0]
+            moves = [
+                (t, (t * dilation - remainder) // stride)
+                for t in range(taps)
+                if (t * dilation - remainder) % stride == 0
+            ]
             found.append((remainder, first, count, moves))
     start = min((first - move for _, first, _, moves in found for _, move in moves), default=0)
     parts = tuple(
-        Part(count, first * stride + remainder - low, stride, tuple((t, 0, first - move - start) for t, move in moves))
+        Part(
+            count,
+            first * stride + remainder - low,
+            stride,
+            tuple((t, 0, first - move - start) for t, move in moves),
+        )
         for remainder, first, count, moves in found
     )
     return Axis(source, 1, (start,), parts)
@@ -191,7 +217,9 @@ def _cut(shape: Geometry, tasks: int) -> tuple[int, int]:
         vectors = -(-shape.span(rows) // LANES)
         steps = shape.rows * shape.channels * shape.taps / len(shape.axes[0].parts)
         tiles = (vectors + WEIGHT_COST * -(-vectors // 4)) * steps
-        fill = shape.channels * len(shape.phases) * (rows + shape.axes[0].reach) * (shape.pitches[0] / LANES + 2)
+        fill = (
+            shape.channels * len(shape.phases) * (rows + shape.axes[0].reach) * (shape.pitches[0] / LANES + 2)
+        )
         nbytes = shape.strip(rows, shape.channels) * ITEM[shape.element]
         slow = 1 + 0.1 * (nbytes > STRIP_BYTES)
         idle = max(1.0, min(tasks, FEW_ITEMS) / (items * chunks))
@@ -261,7 +289,9 @@ class _Emission:
         sizes = [axis.source for axis in shape.axes]
         plane = shape.plane(rows)
         lines = [f"for (int64_t c = 0; c < {count}; c++) {{"]
-        lines.append(f"const {element} *const from = {self.source} + channel * {math.prod(sizes)} + c * {math.prod(sizes)};")
+        lines.append(
+            f"const {element} *const from = {self.source} + channel * {math.prod(sizes)} + c * {math.prod(sizes)};"
+        )
         for number, phase in enumerate(shape.phases):
             to = f"strip + (c * {len(shape.phases)} + {number}) * {plane}"
             inside: list[str] = []
@@ -282,14 +312,20 @@ class _Emission:
                 test = " && ".join(inside)
                 bounds = f"{test} ? {low} : 0, {test} ? {high} : 0, {last.extent}"
             else:  # one axis: the strip is a part of it
-                lines.append(f"const int64_t low = {low} - ({start}), high = {high} - ({start}), size = {rows + last.reach};")
-                bounds = "low < 0 ? 0 : low > size ? size : low, high < 0 ? 0 : high > size ? size : high, size"
+                lines.append(
+                    f"const int64_t low = {low} - ({start}), high = {high} - ({start}), size = {rows + last.reach};"
+                )
+                bounds = (
+                    "low < 0 ? 0 : low > size ? size : low, high < 0 ? 0 : high > size ? size : high, size"
+                )
                 first += f" + ({start}) * {last.step}"
             lines.append(f"{name}({to}, from + {first}, {last.step}, {bounds});")
             lines.append("}" * len(shape.axes))
         return [*lines, "}"]
 
-    def epilogue(self, register: str, indices: tuple[Index, ...], extents: dict[str, int], partial: str | None) -> list[str]:
+    def epilogue(
+        self, register: str, indices: tuple[Index, ...], extents: dict[str, int], partial: str | None
+    ) -> list[str]:
         """Everything that is computed from one vector of the result, and the stores."""
         emitter = self.context.emitter(dict(extents), self.accesses)
         emitter.partial = partial
@@ -369,14 +405,14 @@ class _Convolution(_Emission):
         phases = len(shape.phases) * shape.plane(self.rows)
         if blocked:
             lines.append(f"for (int64_t c = 0; c < {shape.channels}; c += {block}) {{")
-            lines.append(f"const int64_t channels = c + {block} < {shape.channels} ? {block} : {shape.channels} - c;")
+            lines.append(
+                f"const int64_t channels = c + {block} < {shape.channels} ? {block} : {shape.channels} - c;"
+            )
             at, channels, add = f" + c * {step}", "channels", "c > 0"
             source = f"strip + c * {phases} + flat"
         else:
             at, channels, add, source = "", str(shape.channels), "0", "strip + flat"
-        arguments = (
-            f"w + first * {row}{at}, row, {step}, {source}, {phases}, {channels}, taps, {taps}, sums, width, {add}"
-        )
+        arguments = f"w + first * {row}{at}, row, {step}, {source}, {phases}, {channels}, taps, {taps}, sums, width, {add}"
         for vectors in range(width, max(width - 2, 0), -1):
             for rows in (height, height - 1)[: 1 + (tall < tiles)]:
                 name = window_tile(self.context, element, rows, vectors)
@@ -416,14 +452,21 @@ class _Convolution(_Emission):
             if a == 0:
                 lines.append(f"if ({name} >= count) break;")
             else:
-                lines.append(f"if ({name} >= {part[a].count}) {{ at += {shape.pitches[a - 1]} - f{a}; continue; }}")
+                lines.append(
+                    f"if ({name} >= {part[a].count}) {{ at += {shape.pitches[a - 1]} - f{a}; continue; }}"
+                )
         end = "count" if len(part) == 1 else str(part[-1].count)
         lines += [
             f"int64_t n = {end} - x < width - at ? {end} - x : width - at; n = n < 16 ? n : 16;",
             "for (int64_t r = 0; r < rows; r++) {",
             f"const int64_t i = first + r; const {element}x16 sum = load_{element}(sums + r * width + at); (void)i;",
         ]
-        extents = {"image": shape.batch, "group": shape.groups, "i": shape.rows, "start": max(1, part[0].count)}
+        extents = {
+            "image": shape.batch,
+            "group": shape.groups,
+            "i": shape.rows,
+            "start": max(1, part[0].count),
+        }
         places: list[Index] = []
         for a, (name, p) in enumerate(zip(names, part, strict=True)):
             place = variable(name)
@@ -448,11 +491,15 @@ class _WeightCut:
 
     def __init__(self, shape: Geometry, tasks: int) -> None:
         self.rows = shape.channels * shape.taps  # of the tiles
-        self.inner = math.prod(axis.count for axis in shape.axes[1:])  # pixels of one position of the first axis
+        self.inner = math.prod(
+            axis.count for axis in shape.axes[1:]
+        )  # pixels of one position of the first axis
         narrow = shape.rows < FEWEST_FILTERS
         self.positions = min(shape.axes[0].count, max(1, BLOCK * (LANES if narrow else 1) // self.inner))
         vectors = -(-shape.rows // LANES)
-        self.height, width = (MOST_ROWS, 1) if narrow else tile_shape(self.rows, vectors, shape.element, shape.machine)
+        self.height, width = (
+            (MOST_ROWS, 1) if narrow else tile_shape(self.rows, vectors, shape.element, shape.machine)
+        )
         self.panels, self.width, self.wide = balanced(vectors, width)
         self.tiles, self.height, self.tall = balanced(self.rows, self.height)
         beside = self.panels * shape.groups
@@ -586,7 +633,12 @@ class _WeightGradient(_Emission):
             "const int64_t i = filter + f, n = high - at < 16 ? high - at : 16; (void)i;",
             *self._sum(),
         ]
-        extents = {"group": shape.groups, "i": shape.rows, "at": max(rows - LANES + 1, 1), LANE: min(rows, LANES)}
+        extents = {
+            "group": shape.groups,
+            "i": shape.rows,
+            "at": max(rows - LANES + 1, 1),
+            LANE: min(rows, LANES),
+        }
         inner = unravel(variable("at") + variable(LANE), self.result.shape[1:], extents)
         indices = (variable("group") * shape.rows + variable("i"), *inner)
         return [*lines, *self.both("sum", indices, extents), "}"]
@@ -608,7 +660,10 @@ class _NarrowWeightGradient(_WeightGradient):
             loop = "for (int64_t q = 0; q < count; q++)"
             from_strip, from_cotangent = f" + q * {shape.pitches[0]}", f" + q * {cut.inner}"
         step = shape.pitches[-2] if len(shape.axes) > 1 else 0
-        lines = ["for (int64_t f = 0; f < valid; f++) {", f"const {shape.element} *const y = {cotangent} + f * {pixels};"]
+        lines = [
+            "for (int64_t f = 0; f < valid; f++) {",
+            f"const {shape.element} *const y = {cotangent} + f * {pixels};",
+        ]
         lines += self._rows()
         add = "image + start > 0" + (" || q > 0" if loop else "")
         for rows in self._heights():

@@ -16,7 +16,7 @@ from typing import Any
 
 from thalweg.codegen.c.bindings import TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Access, Expression
-from thalweg.codegen.c.nests import emit_contraction, store_all
+from thalweg.codegen.c.nests import store_all
 from thalweg.codegen.c.tiles import (
     ITEM,
     balanced,
@@ -27,12 +27,16 @@ from thalweg.codegen.c.tiles import (
     row_dots,
     tile_shape,
 )
+from thalweg.codegen.c.windows import emit_contraction
 from thalweg.codegen.loops import LANE, Index, divide, unravel, variable
 from thalweg.graph import Value
 from thalweg.plan import LANES, Kernel
 
 SHARED_ROWS = 48  # rows from which copying an untransposed panel pays
-DOT_ROWS, DOT_STEPS = 8, 48  # rows up to which, and steps from which on, a transposed right operand is read in place
+DOT_ROWS, DOT_STEPS = (
+    8,
+    48,
+)  # rows up to which, and steps from which on, a transposed right operand is read in place
 BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
 CHUNK_ROWS = 96  # rows that share a copied panel, at least, where tasks are cut by rows
 FEW_ROWS = 24  # the same where there would be fewer tasks than FEW_ITEMS
@@ -124,8 +128,16 @@ def _matmul(kernel: Kernel, machine: str) -> Shape:
     k = a.shape[-2] if op.transpose_a else a.shape[-1]
     *lead, m, n = result.shape
     return Shape(
-        math.prod(lead), m, n, k, op.transpose_a, op.transpose_b, result.dtype.short, machine,
-        left_at=f"lead * {m * k}", right_at=f"lead * {k * n}",
+        math.prod(lead),
+        m,
+        n,
+        k,
+        op.transpose_a,
+        op.transpose_b,
+        result.dtype.short,
+        machine,
+        left_at=f"lead * {m * k}",
+        right_at=f"lead * {k * n}",
     )
 
 
@@ -149,7 +161,9 @@ def _pointwise(kernel: Kernel, machine: str) -> Shape | None:
     left = f"lead % {groups} * {filters * channels}"
     back = op.name == "convolution_input_gradient"
     m, k = (channels, filters) if back else (filters, channels)
-    return Shape(batch * groups, m, pixels, k, back, False, element, machine, 1, 1, left, f"lead * {k * pixels}")
+    return Shape(
+        batch * groups, m, pixels, k, back, False, element, machine, 1, 1, left, f"lead * {k * pixels}"
+    )
 
 
 def product_workspace(kernel: Kernel, machine: str) -> int:
@@ -184,7 +198,9 @@ class _Product:
         self.scratch = "" if shape.dots else context.pointer(kernel.detail["workspace"], write=True)
 
     def emit(self) -> KernelText:
-        return self.context.function("\n".join(self._dots() if self.shape.dots else self._tiles()), TILE_PARAMETERS)
+        return self.context.function(
+            "\n".join(self._dots() if self.shape.dots else self._tiles()), TILE_PARAMETERS
+        )
 
     # ---- register tiles ----------------------------------------------------------------------------------------------
 
@@ -212,7 +228,9 @@ class _Product:
             lines.append(f"for (int64_t image = 0; image < {shape.repeats}; image++)")
         if shape.blocks > 1:
             lines.append(f"for (int64_t k = 0; k < {shape.k}; k += {shape.block}) {{")
-            lines.append(f"const int64_t count = k + {shape.block} < {shape.k} ? {shape.block} : {shape.k} - k;")
+            lines.append(
+                f"const int64_t count = k + {shape.block} < {shape.k} ? {shape.block} : {shape.k} - k;"
+            )
         else:
             lines.append(f"{{ const int64_t k = 0, count = {shape.k};")
         lines += self._operands()
@@ -220,17 +238,19 @@ class _Product:
         lines.append(f"const int64_t row = tile * {height} - (tile > {tall} ? tile - {tall} : 0);")
         lines.append(f"const int64_t rows = tile < {tall} ? {height} : {height - 1};")
         row_step, k_step = (1, shape.m) if shape.transpose_a else (shape.k, 1)
-        first = " && ".join([*(["k == 0"] if shape.blocks > 1 else []), *(["image == 0"] if shape.repeats > 1 else [])])
+        first = " && ".join(
+            [*(["k == 0"] if shape.blocks > 1 else []), *(["image == 0"] if shape.repeats > 1 else [])]
+        )
         target = f"sums + (tile - begin) * {height} * width" if several else "sums"
         left = f"a + row * {row_step}, {row_step}"
         if shape.left_copied:
             copy = pack_rows(self.context, element)
             lines.append(f"{element} *const rest = sums + {shape.buffer_rows(tasks) * width * LANES};")
-            lines.append(f"{copy}(a + row * {shape.k}, {shape.k}, rows, count, count, rest, {shape.block + LANES});")
+            lines.append(
+                f"{copy}(a + row * {shape.k}, {shape.k}, rows, count, count, rest, {shape.block + LANES});"
+            )
             left = f"rest, {shape.block + LANES}"
-        arguments = (
-            f"{left}, {k_step}, b, pitch, count, to, width, " + (f"!({first})" if first else "0")
-        )
+        arguments = f"{left}, {k_step}, b, pitch, count, to, width, " + (f"!({first})" if first else "0")
         lines.append(f"{element} *const to = {target};")
         lines += self._calls(height, tall < tiles, width, wide < panels, arguments)
         last = [f"k + {shape.block} >= {shape.k}"] if shape.blocks > 1 else []
@@ -258,21 +278,31 @@ class _Product:
         left = f" + k * {shape.m}" if shape.transpose_a else " + k"
         lines = [f"const {element} *const a = {self.a.pointer} + {shape.left_at}{left};"]
         if shape.transpose_b:
-            lines.append(f"const {element} *const from = {self.b.pointer} + {shape.right_at} + column * {shape.k} + k;")
+            lines.append(
+                f"const {element} *const from = {self.b.pointer} + {shape.right_at} + column * {shape.k} + k;"
+            )
             pack = pack_transposed(self.context, element)
-            lines.append(f"{pack}(from, {shape.k}, count, {shape.n} - column < width ? {shape.n} - column : width, panel, width);")
+            lines.append(
+                f"{pack}(from, {shape.k}, count, {shape.n} - column < width ? {shape.n} - column : width, panel, width);"
+            )
         else:
-            lines.append(f"const {element} *const from = {self.b.pointer} + {shape.right_at} + k * {shape.n} + column;")
+            lines.append(
+                f"const {element} *const from = {self.b.pointer} + {shape.right_at} + k * {shape.n} + column;"
+            )
             if not shape.copies:
                 if shape.n % LANES == 0:
                     return [*lines, f"const {element} *const b = from; const int64_t pitch = {shape.n};"]
                 lines.append(f"const int copied = column + width > {shape.n};")
                 lines.append("if (copied) {")
             pack = pack_rows(self.context, element)
-            lines.append(f"{pack}(from, {shape.n}, count, {shape.n} - column < width ? {shape.n} - column : width, width, panel, width);")
+            lines.append(
+                f"{pack}(from, {shape.n}, count, {shape.n} - column < width ? {shape.n} - column : width, width, panel, width);"
+            )
             if not shape.copies:
                 lines.append("}")
-                lines.append(f"const {element} *const b = copied ? panel : from; const int64_t pitch = copied ? width : {shape.n};")
+                lines.append(
+                    f"const {element} *const b = copied ? panel : from; const int64_t pitch = copied ? width : {shape.n};"
+                )
                 return lines
         return [*lines, f"const {element} *const b = panel; const int64_t pitch = width;"]
 
@@ -298,7 +328,12 @@ class _Product:
     def _epilogue(self, register: str, row: Index, column: Index, partial: str | None) -> list[str]:
         """Everything that is computed from one vector of the product, and the stores."""
         shape = self.shape
-        extents = {"lead": shape.lead, "i": shape.m, "j": max(shape.n - LANES + 1, 1), LANE: min(shape.n, LANES)}
+        extents = {
+            "lead": shape.lead,
+            "i": shape.m,
+            "j": max(shape.n - LANES + 1, 1),
+            LANE: min(shape.n, LANES),
+        }
         emitter = self.context.emitter(extents, self.accesses)
         emitter.partial = partial
         emitter.given[id(self.result)] = Expression(register, shape.element)
@@ -340,5 +375,7 @@ class _Product:
         ]
         for columns in dict.fromkeys((step, 1)):
             name = row_dots(self.context, element, shape.m, columns)
-            lines.append(f"for (; q + {columns} <= valid; q += {columns}) {name}(a, b + q * {shape.k}, {shape.k}, to + q);")
+            lines.append(
+                f"for (; q + {columns} <= valid; q += {columns}) {name}(a, b + q * {shape.k}, {shape.k}, to + q);"
+            )
         return [*lines, *self._finish(), "}"]

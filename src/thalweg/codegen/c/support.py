@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from thalweg.codegen.c import accumulation, control, convolutions, lanes, nests, products
+from thalweg.codegen.c import (
+    accumulation,
+    control,
+    convolutions,
+    lane_convolutions,
+    lanes,
+    nests,
+    products,
+    windows,
+)
 from thalweg.codegen.c.bindings import LANE_PARAMETERS, TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import MOVES
 from thalweg.errors import UnsupportedError
@@ -14,16 +23,16 @@ from thalweg.plan import Kernel, Support, Target
 Emit = Callable[[Context], KernelText]
 
 REDUCTIONS: dict[str, Emit] = dict.fromkeys(nests.COMBINE, nests.emit_reduction)
-WINDOWS: dict[str, Emit] = dict.fromkeys(("max_pool", "sum_pool", "max_pool_gather"), nests.emit_window)
+WINDOWS: dict[str, Emit] = dict.fromkeys(("max_pool", "sum_pool", "max_pool_gather"), windows.emit_window)
 
 BLOCK_EMITTERS: dict[str, Emit] = {  # one sample per lane
     "loops": nests.emit_loops,
     "pack": lanes.emit_pack,
     "unpack": lanes.emit_pack,
     "matmul": lanes.emit_matmul,
-    "convolution": lanes.emit_convolution,
-    "convolution_input_gradient": lanes.emit_convolution,
-    "convolution_weight_gradient": lanes.emit_convolution_weight_gradient,
+    "convolution": lane_convolutions.emit_convolution,
+    "convolution_input_gradient": lane_convolutions.emit_convolution,
+    "convolution_weight_gradient": lane_convolutions.emit_convolution_weight_gradient,
     "max_unpool": lanes.emit_unpool,
     "sum_unpool": lanes.emit_unpool,
     **REDUCTIONS,
@@ -37,8 +46,8 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "convolution": convolutions.emit_convolution,
     "convolution_input_gradient": convolutions.emit_convolution,
     "convolution_weight_gradient": convolutions.emit_convolution,
-    "max_unpool": nests.emit_unwindow,
-    "sum_unpool": nests.emit_unwindow,
+    "max_unpool": windows.emit_unwindow,
+    "sum_unpool": windows.emit_unwindow,
     "scatter": accumulation.emit_scatter,
     "cumulative_sum": accumulation.emit_cumulative_sum,
     "scan": control.emit_scan,
@@ -55,7 +64,7 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
     if kernel.kind == "cond":
         return control.cond_workspace(kernel, target)
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
-        return lanes.convolution_workspace(kernel, block)
+        return lane_convolutions.convolution_workspace(kernel, block)
     if kernel.role == "whole" and kernel.anchor is not None and kernel.anchor.op.kind is Kind.CONTRACTION:
         found = products.product_workspace if kernel.kind == "matmul" else convolutions.convolution_workspace
         return found(kernel, target.machine)
