@@ -114,6 +114,16 @@ def test_element_types(tmp_path: Path) -> None:
         np.testing.assert_allclose(weight, expected, atol=0 if dtype == "float64" else 3e-4)
 
 
+def test_loading_draws_nothing(tmp_path: Path) -> None:
+    """Hence it is fast, and what is drawn afterwards does not depend on it."""
+    saved(GPT2LMHeadModel, GPT2, tmp_path)
+    tw.manual_seed(7)
+    expected = tw.nn.Linear(3, 2).weight.numpy().copy()
+    tw.manual_seed(7)
+    models.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(tw.nn.Linear(3, 2).weight.numpy(), expected)
+
+
 def test_entries_that_nobody_uses_here_are_kept(tmp_path: Path) -> None:
     saved(BertForSequenceClassification, BERT, tmp_path / "a")
     tables = {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}

@@ -204,14 +204,16 @@ class BertModel(PretrainedModel):
     has_pooler: ClassVar[bool] = True
     pooled_activation: ClassVar[str] = "tanh"
 
-    def __init__(self, config: BertConfig, *, initialise: bool = True, pooling: bool | None = None) -> None:
-        self.config = config
+    config: BertConfig
+
+    def build(self, config: BertConfig, pooling: bool | None = None) -> None:
         self.embeddings = BertEmbeddings(config, config.type_vocab_size if self.has_token_types else 0)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         pooling = self.has_pooler if pooling is None else pooling
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooling else None
-        if initialise:
-            normal_weights(self, config.initializer_range)
+
+    def initial_values(self) -> None:
+        normal_weights(self, self.config.initializer_range)
 
     def forward(
         self,
@@ -259,9 +261,8 @@ class _WithHead(PretrainedModel):
     config: BertConfig
     body: BertModel
 
-    def _finish(self, initialise: bool) -> None:
-        if initialise:
-            normal_weights(self, self.config.initializer_range)
+    def initial_values(self) -> None:
+        normal_weights(self, self.config.initializer_range)
 
 
 def _with_body(prefix: str, names: Mapping[str, str], head: Mapping[str, str]) -> dict[str, str]:
@@ -304,11 +305,9 @@ class BertForMaskedLM(_WithHead):
         r"^cls\.seq_relationship\.",
     )
 
-    def __init__(self, config: BertConfig, *, initialise: bool = True) -> None:
-        self.config = config
+    def build(self, config: BertConfig) -> None:
         self.body = self.body_class(config, initialise=False, pooling=False)
         self.predictions = MaskedLMHead(config, self.body.embeddings.words)
-        self._finish(initialise)
 
     def forward(
         self,
@@ -355,12 +354,10 @@ class BertForSequenceClassification(_WithHead):
     names = _with_body("bert.", _BERT_NAMES, {})
     may_be_new = (r"^classifier\.", r"^bert\.pooler\.")
 
-    def __init__(self, config: BertConfig, *, initialise: bool = True) -> None:
-        self.config = config
+    def build(self, config: BertConfig) -> None:
         self.body = self.body_class(config, initialise=False, pooling=True)
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self._finish(initialise)
 
     def forward(
         self,
@@ -421,13 +418,11 @@ class BertForTokenClassification(_WithHead):
     may_be_new = (r"^classifier\.",)
     ignored = (r"embeddings\.position_ids$", r"^bert\.pooler\.")
 
-    def __init__(self, config: BertConfig, *, initialise: bool = True) -> None:
-        self.config = config
+    def build(self, config: BertConfig) -> None:
         self.body = self.body_class(config, initialise=False, pooling=False)
         distilled = isinstance(config, DistilBertConfig)  # its own entry is for texts only
         self.dropout = nn.Dropout(config.hidden_dropout_prob if distilled else config.head_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self._finish(initialise)
 
     def forward(
         self,
@@ -474,11 +469,9 @@ class SentenceEncoder(_WithHead):
     ignored = (r"embeddings\.position_ids$", r"^bert\.pooler\.")
     architecture = "BertModel"
 
-    def __init__(self, config: BertConfig, *, initialise: bool = True, normalize: bool = True) -> None:
-        self.config = config
+    def build(self, config: BertConfig, normalize: bool = True) -> None:
         self.body = self.body_class(config, initialise=False, pooling=False)
         self.normalize = normalize
-        self._finish(initialise)
 
     def forward(
         self,

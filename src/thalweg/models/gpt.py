@@ -126,30 +126,35 @@ class GPT2Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-# GPT-2 was written with layers whose matrices are [in, out].
-_GPT2_TRANSPOSED = (r"\.(c_attn|c_proj|c_fc)\.weight$",)
-_GPT2_IGNORED = (r"\.attn\.(bias|masked_bias)$",)  # the causal mask, in old files
-
-
-class GPT2Model(PretrainedModel):
-    """GPT-2 without a head: `ModelOutput` with states [B, T, D]."""
+class _GPT2(PretrainedModel):
+    """What the GPT-2 models share."""
 
     config_class = GPT2Config
     prefix = "transformer."
-    ignored = _GPT2_IGNORED
-    transposed = _GPT2_TRANSPOSED
+    ignored = (r"\.attn\.(bias|masked_bias)$",)  # the causal mask, in old files
+    # GPT-2 was written with layers whose matrices are [in, out].
+    transposed = (r"\.(c_attn|c_proj|c_fc)\.weight$",)
 
     config: GPT2Config
 
-    def __init__(self, config: GPT2Config, *, initialise: bool = True) -> None:
-        self.config = config
+    def initial_values(self) -> None:
+        """Normal; what is added to the states is smaller the more layers add (Radford et al., 2019)."""
+        std = self.config.initializer_range
+        normal_weights(self, std)
+        for path, module in self.named_modules():
+            if path.endswith("c_proj") and isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0.0, std / math.sqrt(2 * self.config.n_layer))
+
+
+class GPT2Model(_GPT2):
+    """GPT-2 without a head: `ModelOutput` with states [B, T, D]."""
+
+    def build(self, config: GPT2Config) -> None:
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(GPT2Block(config, number) for number in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        if initialise:
-            _initialise_gpt2(self)
 
     def forward(
         self,
@@ -179,38 +184,20 @@ class GPT2Model(PretrainedModel):
         return ModelOutput(states[-1], collected(states, output_hidden_states))
 
 
-def _initialise_gpt2(model: GPT2Model | GPT2LMHeadModel) -> None:
-    """Normal; what is added to the states is smaller the more layers add (Radford et al., 2019)."""
-    config = model.config
-    normal_weights(model, config.initializer_range)
-    for path, module in model.named_modules():
-        if path.endswith("c_proj") and isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, config.initializer_range / math.sqrt(2 * config.n_layer))
-
-
-class GPT2LMHeadModel(TextModel):
+class GPT2LMHeadModel(_GPT2, TextModel):
     """GPT-2 with scores [B, T, V] of the next token: `HeadOutput`.
 
     `labels` [B, T] are the tokens themselves (-100 for padding): they are moved by one inside.
     """
 
-    config_class = GPT2Config
-    prefix = "transformer."
     has_head = True
     may_be_new = (r"^lm_head\.",)
-    ignored = _GPT2_IGNORED
-    transposed = _GPT2_TRANSPOSED
 
-    config: GPT2Config
-
-    def __init__(self, config: GPT2Config, *, initialise: bool = True) -> None:
-        self.config = config
+    def build(self, config: GPT2Config) -> None:
         self.transformer = GPT2Model(config, initialise=False)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
-        if initialise:
-            _initialise_gpt2(self)
 
     def forward(
         self,
@@ -397,25 +384,26 @@ class LlamaBlock(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-_LLAMA_IGNORED = (r"\.rotary_emb\.inv_freq$",)  # follows from the configuration
-
-
-class LlamaModel(PretrainedModel):
-    """A Llama-type model without a head: `ModelOutput` with states [B, T, D]."""
+class _Llama(PretrainedModel):
+    """What the Llama-type models share."""
 
     config_class = LlamaConfig
     prefix = "model."
-    ignored = _LLAMA_IGNORED
+    ignored = (r"\.rotary_emb\.inv_freq$",)  # follows from the configuration
 
     config: LlamaConfig
 
-    def __init__(self, config: LlamaConfig, *, initialise: bool = True) -> None:
-        self.config = config
+    def initial_values(self) -> None:
+        normal_weights(self, self.config.initializer_range)
+
+
+class LlamaModel(_Llama):
+    """A Llama-type model without a head: `ModelOutput` with states [B, T, D]."""
+
+    def build(self, config: LlamaConfig) -> None:
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        if initialise:
-            normal_weights(self, config.initializer_range)
 
     def forward(
         self,
@@ -461,25 +449,17 @@ def _exact(dtype: Any) -> Any:
     return np.float64 if str(dtype) == "float64" else np.float32
 
 
-class LlamaForCausalLM(TextModel):
+class LlamaForCausalLM(_Llama, TextModel):
     """A Llama-type model with scores [B, T, V] of the next token: `HeadOutput`; `labels` as for GPT-2."""
 
-    config_class = LlamaConfig
-    prefix = "model."
     has_head = True
     may_be_new = (r"^lm_head\.",)
-    ignored = _LLAMA_IGNORED
 
-    config: LlamaConfig
-
-    def __init__(self, config: LlamaConfig, *, initialise: bool = True) -> None:
-        self.config = config
+    def build(self, config: LlamaConfig) -> None:
         self.model = LlamaModel(config, initialise=False)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        if initialise:
-            normal_weights(self, config.initializer_range)
 
     def forward(
         self,

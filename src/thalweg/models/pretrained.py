@@ -23,6 +23,7 @@ from thalweg import nn, types
 from thalweg.errors import ArgumentError, DataError
 from thalweg.io import safetensors
 from thalweg.io.files import atomic_write
+from thalweg.nn.init import without_drawing
 from thalweg.nn.state import check_entries
 from thalweg.tensor.state import Buffer, Parameter
 
@@ -154,7 +155,20 @@ class PretrainedModel(nn.Module):
 
     config: Config
 
-    def __init__(self, config: Any, *, initialise: bool = True) -> None:
+    def __init__(self, config: Any, *, initialise: bool = True, **options: Any) -> None:
+        """The model of that configuration; without `initialise` its weights are to be set next."""
+        self.config = config
+        with without_drawing():
+            self.build(config, **options)
+        if initialise:
+            self.initial_values()
+
+    def build(self, config: Any) -> None:
+        """Make the layers."""
+        raise NotImplementedError
+
+    def initial_values(self) -> None:
+        """Draw the weights."""
         raise NotImplementedError
 
     @classmethod

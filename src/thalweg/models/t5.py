@@ -287,7 +287,7 @@ class _T5(PretrainedModel):
     config: T5Config
     shared: nn.Embedding
 
-    def _initialise(self) -> None:
+    def initial_values(self) -> None:
         """Initial values as in the paper's code: scores without a scale need small queries."""
         config, factor = self.config, self.config.initializer_factor
         outer, inner = config.d_model**-0.5, (config.num_heads * config.d_kv) ** -0.5
@@ -307,12 +307,9 @@ class T5EncoderModel(_T5):
 
     ignored = (r"^decoder\.", r"^lm_head\.")
 
-    def __init__(self, config: T5Config, *, initialise: bool = True) -> None:
-        self.config = config
+    def build(self, config: T5Config) -> None:
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config, self.shared, decoder=False)
-        if initialise:
-            self._initialise()
 
     def forward(
         self,
@@ -328,17 +325,10 @@ class T5Model(_T5):
 
     ignored: ClassVar[tuple[str, ...]] = (_UNUSED, r"^lm_head\.")
 
-    def __init__(self, config: T5Config, *, initialise: bool = True) -> None:
-        self.config = config
+    def build(self, config: T5Config) -> None:
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config, self.shared, decoder=False)
         self.decoder = T5Stack(config, self.shared, decoder=True)
-        self._add_head()
-        if initialise:
-            self._initialise()
-
-    def _add_head(self) -> None:
-        """A subclass adds its layers."""
 
     def forward(
         self,
@@ -372,9 +362,10 @@ class T5ForConditionalGeneration(T5Model, TextModel):
 
     ignored = (_UNUSED,)
 
-    def _add_head(self) -> None:
-        self.lm_head = nn.Linear(self.config.d_model, self.config.vocab_size, bias=False)
-        if self.config.tie_word_embeddings:
+    def build(self, config: T5Config) -> None:
+        super().build(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
             self.lm_head.weight = self.shared.weight
 
     @classmethod

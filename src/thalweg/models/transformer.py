@@ -310,5 +310,9 @@ def normal_weights(model: nn.Module, std: float) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, 0.0, std)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            rows = np.array(module.weight.numpy())
+            rows[module.padding_idx] = 0
+            module.weight.replace(rows)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)

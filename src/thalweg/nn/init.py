@@ -8,6 +8,9 @@ compiled functions.
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,25 @@ from thalweg.tensor.trace import tracing
 from thalweg.types import DType
 
 Array = np.ndarray[Any, Any]
+
+
+class _Drawing(threading.local):
+    skipped = False
+
+
+_drawing = _Drawing()
+
+
+@contextmanager
+def without_drawing() -> Iterator[None]:
+    """Inside the block, in this thread, `uniform_`, `normal_` and what calls them leave parameters as they
+    are: for models that are given other values next.
+    """
+    before, _drawing.skipped = _drawing.skipped, True
+    try:
+        yield
+    finally:
+        _drawing.skipped = before
 
 
 def _fill(parameter: Holder, values: Any) -> Any:
@@ -102,12 +124,16 @@ def eye_(parameter: Any) -> Any:
 def uniform_(parameter: Any, a: float = 0.0, b: float = 1.0, generator: Generator | None = None) -> Any:
     """Uniform between `a` and `b`."""
     _check(parameter)
+    if _drawing.skipped:
+        return parameter
     return _fill(parameter, _uniform(parameter.shape, a, b, parameter.dtype, generator))
 
 
 def normal_(parameter: Any, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None) -> Any:
     """Normal with that mean and standard deviation."""
     _check(parameter)
+    if _drawing.skipped:
+        return parameter
     return _fill(parameter, _normal(parameter.shape, mean, std, parameter.dtype, generator))
 
 
