@@ -17,7 +17,7 @@ from thalweg.config import available_cpus, settings
 from thalweg.errors import ThalwegError
 from thalweg.version import __version__
 
-_PACKAGES = ("numpy", "ml_dtypes", "safetensors", "tqdm", "matplotlib", "pillow", "torch", "onnx")
+_PACKAGES = ("numpy", "ml_dtypes", "tqdm", "matplotlib", "pillow", "torch", "onnx")
 _INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
 _VARIABLES = ("BACKEND", "THREADS", "DEBUG", "CHECK", "DUMP", "CACHE")
 
