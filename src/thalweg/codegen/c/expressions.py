@@ -172,7 +172,7 @@ class Emitter:
 
     def _compute(self, value: Value, indices: tuple[Index, ...]) -> Expression:
         if id(value) in self.given:
-            return self.given[id(value)]
+            return self.rounded(self.given[id(value)], value.dtype)
         if id(value) in self.accesses:
             return self.load(self.accesses[id(value)], indices)
         node = value.node
@@ -182,7 +182,16 @@ class Emitter:
         if name in MOVES:
             return MOVES[name](self, node, indices)
         inputs = [self.pull(v, indices) for v in node.inputs]
-        return self.elementwise(node, inputs)
+        found = self.elementwise(node, inputs)
+        return found if name in EXACT else self.rounded(found, value.dtype)
+
+    def rounded(self, expression: Expression, dtype: DType) -> Expression:
+        """16-bit floating point lives in float32 registers. Each result is rounded as if it were stored: a value that
+        one kernel stores and another computes again must be the same number in both."""
+        if dtype.short not in ("f16", "bf16"):
+            return expression
+        packed = f"convert_f32_to_{dtype.short}({expression.text})"
+        return self.declare("f32", f"convert_{dtype.short}_to_f32({packed})")
 
     def load(self, access: Access, indices: tuple[Index, ...]) -> Expression:
         """A load of 16 lanes: contiguous, one element repeated, strided, or gathered."""
@@ -475,16 +484,19 @@ def bounded(
             continue
         e.splits.append(index)
         last = max(extent - 1, 0)
+        clamped[axis] = Index()
         if index.by_lane:
             lanes = e.declare("i64", e.vector_index(index)).text
             test = f"bitwise_and_i64(greater_equal_i64({lanes}, broadcast_i64(0)), less_i64({lanes}, broadcast_i64({extent})))"
-            clamped[axis] = e.lane_index(
-                f"minimum_i64(maximum_i64({lanes}, broadcast_i64(0)), broadcast_i64({last}))", extent
-            )
+            if last:
+                clamped[axis] = e.lane_index(
+                    f"minimum_i64(maximum_i64({lanes}, broadcast_i64(0)), broadcast_i64({last}))", extent
+                )
         else:
             text = index.text()
             test = f"broadcast_i64(-(int64_t)({text} >= 0 && {text} < {extent}))"
-            clamped[axis] = e.scalar_index(f"{text} < 0 ? 0 : {text} > {last} ? {last} : {text}", extent)
+            if last:
+                clamped[axis] = e.scalar_index(f"{text} < 0 ? 0 : {text} > {last} ? {last} : {text}", extent)
         found = e.declare("m64", test)
         condition = (
             found
@@ -644,6 +656,8 @@ SIMPLE = {
     "bitwise_left_shift": "left_shift",
     "bitwise_right_shift": "right_shift",
 }
+# Their results need no rounding: each is an operand, or an operand with another sign; casts round themselves.
+EXACT = {"cast", "stop_gradient", "where", "maximum", "minimum", "negative", "abs"}
 INTEGER_ONLY = {
     "floor_divide": "floor_divide",
     "remainder": "remainder",
