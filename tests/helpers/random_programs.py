@@ -472,7 +472,8 @@ def _moved(array: Array, generator: np.random.Generator, units: float = 3.0, rel
         few = (wide * 256 == np.floor(wide * 256)) & (np.abs(wide) < 0.25 / UNIT[name] / 256)
         if array.dtype.itemsize == 2:  # a number may come from one of more bits: kernels keep float32 inside
             few = wide == 0
-        shift = generator.uniform(-units, units, wide.shape)
+        # sums of many terms round to one side or to either
+        shift = (generator.uniform(-units, units, wide.shape) + generator.uniform(-units, units)) / 2
         size = wide if relative else np.abs(wide).max(where=np.isfinite(wide), initial=0.0)
         moved = np.where(few | ~np.isfinite(wide), wide, wide + size * shift * UNIT[name])
         return np.asarray(moved).astype(array.dtype)
