@@ -257,6 +257,25 @@ def test_a_sentence_encoder_is_saved_as_its_body(tmp_path: Path) -> None:
     )
 
 
+def test_other_poolings_are_refused(tmp_path: Path) -> None:
+    twins("BertModel", bert("small"), tmp_path)
+    pooling = tmp_path / "theirs" / "1_Pooling"
+    pooling.mkdir()
+    for good in (
+        '{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}',
+        '{"pooling_mode": "mean"}',
+    ):
+        (pooling / "config.json").write_text(good)
+        SentenceEncoder.from_pretrained(tmp_path / "theirs")
+    for bad in (
+        '{"pooling_mode_mean_tokens": false, "pooling_mode_cls_token": true}',
+        '{"pooling_mode": "cls"}',
+    ):
+        (pooling / "config.json").write_text(bad)
+        with pytest.raises(ArgumentError, match=r"cls.* is not supported; SentenceEncoder takes the mean"):
+            SentenceEncoder.from_pretrained(tmp_path / "theirs")
+
+
 # ---- wrong input -------------------------------------------------------------------------------------------
 
 

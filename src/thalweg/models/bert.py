@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from thalweg import nn
 from thalweg.errors import ArgumentError
-from thalweg.models.pretrained import Config, PretrainedModel, label_tables, labels_of
+from thalweg.models.pretrained import Config, PretrainedModel, label_tables, labels_of, read_json
 from thalweg.models.transformer import (
     HeadOutput,
     ModelOutput,
@@ -472,6 +473,21 @@ class SentenceEncoder(_WithHead):
     def build(self, config: BertConfig, normalize: bool = True) -> None:
         self.body = self.body_class(config, initialise=False, pooling=False)
         self.normalize = normalize
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        """Directories of sentence-transformers say how states become one vector."""
+        path = folder / "1_Pooling" / "config.json"
+        if path.is_file():
+            values = read_json(path)
+            # one truth value for each kind, or the kind's name
+            kinds = [name for name, value in values.items() if name.startswith("pooling_mode_") and value]
+            kinds += [values["pooling_mode"]] if "pooling_mode" in values else []
+            if any(kind not in ("pooling_mode_mean_tokens", "mean") for kind in kinds):
+                raise ArgumentError(
+                    f"{path}: {', '.join(map(str, kinds))} is not supported; SentenceEncoder takes the mean "
+                    "over tokens"
+                )
 
     def forward(
         self,

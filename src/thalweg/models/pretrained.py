@@ -218,6 +218,10 @@ class PretrainedModel(nn.Module):
         return f"{theirs}.{leaf}" if theirs else leaf
 
     @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        """Raise `ArgumentError` where further files of a checkpoint ask for what the class does not do."""
+
+    @classmethod
     def adapted(cls, config: Config, entries: Mapping[str, Any]) -> Config:
         """The configuration for a checkpoint with these entries, where they say more than `config.json`."""
         return config
@@ -252,6 +256,7 @@ def from_pretrained(
             f"{folder / _CONFIG} describes a model of type {values['model_type']!r}; {cls.__name__} needs "
             f"{accepted!r}. Write tw.models.from_pretrained(...) to let the file choose the class"
         )
+    cls.check_folder(folder)
     arrays = _in_names_of(cls, _read_weights(folder))
     config = cls.adapted(cls.config_class.from_dict(values), arrays)
     model = cls(config, initialise=not strict)
@@ -263,7 +268,7 @@ def from_pretrained(
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The entries of `config.json` in a directory; raises `DataError`."""
-    return _read_json(folder / _CONFIG)
+    return read_json(folder / _CONFIG)
 
 
 def _class_for(values: Mapping[str, Any], folder: Path) -> type[PretrainedModel]:
@@ -308,7 +313,8 @@ def _folder(name: str | os.PathLike[str], revision: str | None) -> Path:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises `DataError`."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -333,7 +339,7 @@ def _read_weights(folder: Path) -> dict[str, Array]:
             else ""
         )
         raise DataError(f"{os.fspath(folder)!r} has neither {_WEIGHTS} nor {_INDEX}{hint}")
-    index = _read_json(folder / _INDEX)
+    index = read_json(folder / _INDEX)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(_is_file_name(shard) for shard in places.values()):
         raise DataError(f"{os.fspath(folder / _INDEX)!r} needs a weight_map from names to files beside it")
