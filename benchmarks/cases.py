@@ -43,7 +43,7 @@ CASES = [
 ]
 
 
-def repeat(step: Callable[[], Any], seconds: float = 2.0) -> float:
+def repeat(step: Callable[[], Any], seconds: float = 1.0) -> float:
     """Median seconds of a repetition, after a warm-up."""
     for _ in range(3):
         step()
