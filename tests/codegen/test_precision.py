@@ -1,5 +1,5 @@
 """Errors of compiled float32 against float64: at most twice PyTorch's plus one unit in the last place of the
-largest result. For every op sample that has a counterpart in PyTorch, and for sums of many terms."""
+largest result. For every op, over its samples that have a counterpart in PyTorch, and for sums of many terms."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_samples(name: str, needs_compiler: None) -> None:
     listed = [sample for sample in samples_of(name) if sample.error is None]
     graph, arrays, owners = joint_graph(listed, gradient=False)
     results = NativeProgram(graph, threads=1)(arrays)
-    problems = []
+    our_units, their_units, worst = 0.0, 0.0, ""
     for position, sample in precise_samples(name):
         ours = [result for result, owner in zip(results, owners, strict=True) if owner == position]
         wide = [wider(array) for array in sample.inputs]
@@ -82,10 +82,12 @@ def test_samples(name: str, needs_compiler: None) -> None:
             if one.dtype != np.float32 or right.dtype != np.float64:
                 continue
             unit = last_place(wide[0] if name in FLOAT64_IN_PYTORCH and number else right)
-            wrong = excess(one, other.detach().numpy(), right, unit)
-            if wrong is not None:
-                problems.append(f"sample {position} {sample.types}, result {number}: {wrong}")
-    assert not problems, "\n".join(problems[:5])
+            units = error(one, right) / unit
+            their_units = max(their_units, error(other.detach().numpy(), right) / unit)
+            if units > our_units:
+                our_units, worst = units, f"sample {position} {sample.types}, result {number}"
+    # over all samples of the op: on a single one PyTorch's error may be near 0 by luck
+    assert our_units <= 2 * their_units + 1, f"{our_units} units, PyTorch's {their_units}: {worst}"
 
 
 # ---- sums of many terms ----

@@ -298,7 +298,7 @@ def _folder(name: str | os.PathLike[str], revision: str | None) -> Path:
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) or text.startswith("."):
         raise DataError(f"there is no directory {text!r}")
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise DataError(
             f"there is no directory {text!r}; to download a model of that name from the Hugging Face hub "

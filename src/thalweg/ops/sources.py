@@ -188,7 +188,8 @@ def _number(value: Any, name: str) -> int | float:
         raise ArgumentError(
             f"{name} must be a finite number, received {value!r:.60}; the shape depends on it"
         )
-    return value
+    found: int | float = value
+    return found
 
 
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Any:

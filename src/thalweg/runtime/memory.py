@@ -57,7 +57,8 @@ def allocate(nbytes: int, alignment: int = ALIGNMENT, role: str = "arena") -> ND
         raise MemoryError(f"cannot allocate {nbytes:,} bytes for the role {role!r}: {error}") from error
     number = next(_numbers)
     _live[number] = (role, nbytes)
-    weakref.finalize(owner, _live.pop, number).atexit = False
+    finalizer = weakref.finalize(owner, _live.pop, number)
+    finalizer.atexit = False  # type: ignore[misc, unused-ignore]  # some type stubs do not know it
     return array
 
 
