@@ -1,5 +1,6 @@
 """Errors of compiled float32 against float64: at most twice PyTorch's plus one unit in the last place of the
-largest result. For every op, over its samples that have a counterpart in PyTorch, and for sums of many terms."""
+largest result. For every op, over its samples that have a counterpart in PyTorch, and for sums of many
+terms."""
 
 from __future__ import annotations
 
