@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
-from thalweg.codegen.c.bindings import Context, KernelText
+from thalweg.codegen.c.bindings import TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Emitter, Expression, bounded, number, select
 from thalweg.codegen.c.nests import Nest, Reduction, row_position
 from thalweg.codegen.loops import Index, constant, divide
-from thalweg.graph import Value
+from thalweg.graph import Node, Value
 from thalweg.types import int64
 
 # ---- windows ----------------------------------------------------------------------------------------------
@@ -62,9 +64,12 @@ def emit_window(context: Context) -> KernelText:
 
 
 def emit_unwindow(context: Context) -> KernelText:
-    """max_unpool and sum_unpool as gathers: each element adds the windows that cover it."""
+    """max_unpool and sum_unpool: plane by plane in float32 and float64; else as gathers, where each element adds
+    the windows that cover it."""
     anchor = context.kernel.anchor
     assert anchor is not None
+    if anchor.outputs[0].dtype.short in ("f32", "f64"):
+        return _emit_planes(context, anchor)
     op: Any = anchor.op
     g, result = anchor.inputs[0], anchor.outputs[0]
 
@@ -83,6 +88,47 @@ def emit_unwindow(context: Context) -> KernelText:
         return found, condition
 
     return Nest(context, result.shape, tuple(op.kernel), Reduction(element, "add", result)).emit()
+
+
+def _emit_planes(context: Context, anchor: Node) -> KernelText:
+    """Each task owns some planes: zeros first, then every window gives its taps what they get, in order."""
+    op: Any = anchor.op
+    g, result = anchor.inputs[0], anchor.outputs[0]
+    accesses = context.reads()
+    target = context.access(context.kernel.roots[0], write=True)
+    element = result.dtype.short
+    planes, tasks = result.shape[0] * result.shape[1], context.kernel.tasks
+    spatial, pooled = result.shape[2:], g.shape[2:]
+    chosen = op.name == "max_unpool"
+    names = [f"o{axis}" for axis in range(len(pooled))]
+    lines = [
+        "(void)error;",
+        f"for (int64_t plane = task * {planes} / {tasks}; plane < (task + 1) * {planes} / {tasks}; plane++) {{",
+        f"{element} *const to = {target.pointer} + plane * {math.prod(spatial)};",
+        f"for (int64_t i = 0; i < {math.prod(spatial)}; i++) to[i] = 0;",
+    ]
+    at = "plane"
+    for name, extent in zip(names, pooled, strict=True):
+        lines.append(f"for (int64_t {name} = 0; {name} < {extent}; {name}++) {{")
+        at = f"({at}) * {extent} + {name}"
+    lines.append(f"const {element} given = {accesses[id(g)].pointer}[{at}];")
+    if chosen:
+        lines.append(f"const i32 place = {accesses[id(anchor.inputs[1])].pointer}[{at}];")
+    for position, tap in enumerate(itertools.product(*(range(k) for k in op.kernel))):
+        conditions = [f"place == {position}"] if chosen else []
+        spot = "0"
+        for axis, (t, name) in enumerate(zip(tap, names, strict=True)):
+            stride, shift = op.strides[axis], t * op.dilation[axis] - op.padding[axis][0]
+            place = f"{name} * {stride} + {shift}"
+            if shift < 0:
+                conditions.append(f"{place} >= 0")
+            if (pooled[axis] - 1) * stride + shift >= spatial[axis]:
+                conditions.append(f"{place} < {spatial[axis]}")
+            spot = f"({spot}) * {spatial[axis]} + {place}"
+        guard = f"if ({' && '.join(conditions)}) " if conditions else ""
+        lines.append(f"{guard}to[{spot}] += given;")
+    lines.append("}" * (len(names) + 1))
+    return context.function("\n".join(lines), TILE_PARAMETERS)
 
 
 def _windows(e: Emitter, op: Any, position: tuple[Index, ...], taps: tuple[Index, ...]) -> list[Index]:
