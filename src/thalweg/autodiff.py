@@ -68,12 +68,17 @@ def vjp(
 
     for value, cotangent in zip(outputs, cotangents, strict=True):
         accumulate(value, cotangent)
-    for node in reversed(path_nodes(outputs, wrt, boundary)):
+    order = path_nodes(outputs, wrt, boundary)
+    wanted = {id(value) for value in wrt}
+    wanted |= {id(v) for node in order for v in node.outputs} - {id(value) for value in boundary}
+    for node in reversed(order):
         received = [gradients.get(id(value)) for value in node.outputs]
         if all(gradient is None for gradient in received):
             continue
         with located(node.where, f"{node.scope} gradient".lstrip()):
             for value, gradient in zip(node.inputs, _node_vjp(node, received), strict=True):
+                if callable(gradient):  # dear enough to be made only where something depends on it
+                    gradient = gradient() if id(value) in wanted else None
                 accumulate(value, gradient)
     return [gradients.get(id(value)) for value in wrt]
 

@@ -343,7 +343,8 @@ class CompositeDefinition:
         """Decorator: `rule(inputs, outputs, cotangents, **attributes)` gives one gradient (or None) per
         tensor.
 
-        With a residual form `outputs` are the outputs followed by the residuals.
+        With a residual form `outputs` are the outputs followed by the residuals. A gradient that is dear may
+        be given as a function without arguments, which is called only where something depends on it.
         """
         self.gradient_rule = rule
         return rule
