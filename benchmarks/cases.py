@@ -124,7 +124,7 @@ def torch_model(name: str) -> Any:
 
 
 def torch_case(case: str, threads: int) -> float:
-    """PyTorch eager, its fastest mode for networks this small."""
+    """PyTorch, eager."""
     import torch
 
     torch.set_num_threads(threads)
