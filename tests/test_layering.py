@@ -30,8 +30,10 @@ ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 # they are called.
 ALLOWED = {
     ("ops/core.py", "interpret"),
-    ("ops/control.py", "interpret"),
-    ("ops/control.py", "autodiff"),
+    ("ops/control/loop.py", "interpret"),
+    ("ops/control/branches.py", "interpret"),
+    ("ops/control/gradient.py", "autodiff"),
+    ("ops/control/branches.py", "autodiff"),
 }
 
 
