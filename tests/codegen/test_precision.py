@@ -64,16 +64,7 @@ def wider(array: Array) -> Array:
     return array.astype(np.float64) if array.dtype == np.float32 else array
 
 
-# Two samples of weighted means are 2.0 and 2.1 units off where PyTorch is off by 0.1: known, not accepted.
-MISSED = pytest.mark.xfail(reason="above twice PyTorch's error plus one unit on one sample", strict=True)
-NAMES = [
-    pytest.param(name, marks=MISSED) if name in ("cross_entropy", "nll_loss") else name
-    for name in sampled_ops()
-    if precise_samples(name)
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in sampled_ops() if precise_samples(name)])
 def test_samples(name: str, needs_compiler: None) -> None:
     torch = pytest.importorskip("torch")
     listed = [sample for sample in samples_of(name) if sample.error is None]

@@ -504,7 +504,10 @@ class Accumulator:
     def close(self, horizontal: bool) -> list[str]:
         """Statements behind the loops; afterwards `results` name the outputs' registers."""
         kind = self.kind
-        lines = [f"sum0 = add_{kind}(sum0, sum{level});" for level in range(1, self.levels)]
+        if horizontal and kind == "f32" and self.reduction.combine == "add":
+            lines = self._exact_tree()
+        else:
+            lines = [f"sum0 = add_{kind}(sum0, sum{level});" for level in range(1, self.levels)]
         if not horizontal:
             self.results = ["sum0"]
         elif self.positioned:
@@ -518,6 +521,8 @@ class Accumulator:
             if self.reduction.value.dtype.is_bool:
                 bits = "any_i8(sum0)" if name == "max" else "all_i8(sum0)"
                 lines.append(f"const i8 element = (i8)-({bits});")
+            elif kind == "f32" and name == "sum":
+                lines.append("const f32 element = (f32)sum_f64(total);")
             else:
                 lines.append(f"const {kind} element = {name}_{kind}(sum0);")
             lines.append(f"sum0 = broadcast_{kind}(element);")
@@ -531,6 +536,14 @@ class Accumulator:
             place = "place" if target == "i32" else f"place_{target}"
             self.results = ["sum0", place] if self.reduction.combine == "max_pool" else [place]
         return lines
+
+    def _exact_tree(self) -> list[str]:
+        """The levels and the lanes of a float32 sum meet in float64: a short sum is rounded once, not once per
+        stage of the tree."""
+        lines = ["f64x16 total = convert_f32_to_f64(sum0);"]
+        return lines + [
+            f"total = add_f64(total, convert_f32_to_f64(sum{level}));" for level in range(1, self.levels)
+        ]
 
     def _horizontal_place(self) -> list[str]:
         """The best of 16 lanes, the first of equal ones, NaN before numbers."""
