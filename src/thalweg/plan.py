@@ -181,6 +181,14 @@ class Plan:
                 seen[id(buffer)] = buffer
         return list(seen.values())
 
+    def scratch_by_phase(self) -> dict[int, list[Buffer]]:
+        """For each phase that has any, the buffers of one thread."""
+        found: dict[int, list[Buffer]] = {}
+        for buffer in self.all_buffers:
+            if buffer.scope is Scope.THREAD:
+                found.setdefault(buffer.phase, []).append(buffer)
+        return found
+
     def buffer_of(self, kernel: Kernel, number: int, value: Value, write: bool = False) -> Buffer:
         """The buffer through which a kernel of phase `number` reads (or writes) a value."""
         if kernel.kind == "copy" and write:
@@ -320,8 +328,7 @@ def check(plan: Plan) -> None:
     _check_arena(
         (b for b in plan.all_buffers if b.scope in (Scope.PROGRAM, Scope.SLOT)), plan.arena_bytes, "arena"
     )
-    for number in range(len(plan.phases)):
-        blocks = (b for b in plan.all_buffers if b.scope is Scope.THREAD and b.phase == number)
+    for number, blocks in plan.scratch_by_phase().items():
         _check_arena(blocks, plan.thread_bytes, f"scratch of phase {number}")
     _check_failures(plan)
     contents = _Contents(plan)

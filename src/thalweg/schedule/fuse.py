@@ -130,17 +130,19 @@ class Fusion:
                 value = node.outputs[0]
                 if id(value) not in self.stored or id(value) in self.alias:
                     continue
-                group = _Group([value], None)
+                group = _Group([value], None, len(groups))
             else:
-                group = _Group(list(node.outputs), node)
+                group = _Group(list(node.outputs), node, len(groups))
             groups.append(group)
             for value in group.roots:
                 owner[id(value)] = group
         for group in groups:
             self._link(group, owner)
-        for group in list(groups):
+        for group in groups:
             if group.anchor is None:
-                self._merge_into_producer(group, owner)
+                producer = self._producer_to_join(group, owner)
+                if producer is not None:
+                    producer.absorb(group, groups)
         alive = [group for group in groups if group.merged_into is None]
         wanted = {id(v) for group in alive for v in self.inside(group.roots, group.anchor)[1]}
         return [self._kernel(group, wanted) for group in _ordered(alive)]
@@ -151,10 +153,11 @@ class Fusion:
             producer = owner.get(id(value))
             if producer is not None and producer is not group:
                 group.producers[id(producer)] = producer
+                group.needs |= producer.needs | producer.members
 
-    def _merge_into_producer(self, group: _Group, owner: dict[int, _Group]) -> None:
-        """Join a pure elementwise kernel with the kernel that computes one of its operands at the same
-        indices."""
+    def _producer_to_join(self, group: _Group, owner: dict[int, _Group]) -> _Group | None:
+        """The kernel that computes an operand of a pure elementwise kernel at the same indices, if they can
+        be one."""
         candidates = {
             id(owner[id(v)].top()): owner[id(v)].top() for v in self._aligned_reads(group) if id(v) in owner
         }
@@ -164,16 +167,13 @@ class Fusion:
             if self._reads_elsewhere(group, producer):
                 continue
             others = [p.top() for p in group.producers.values() if p.top() is not producer]
-            if any(_reaches(other, producer) for other in others):
+            if any(other.waits_for(producer) for other in others):
                 continue
-            waits = any(not _reaches(producer, other) for other in others)
+            waits = any(not producer.waits_for(other) for other in others)
             if waits and self._read_by_others(producer, group):
                 continue  # what else reads the producer would wait for the other operands too
-            producer.roots.extend(group.roots)
-            for other in others:
-                producer.producers[id(other)] = other
-            group.merged_into = producer
-            return
+            return producer
+        return None
 
     def _read_by_others(self, producer: _Group, group: _Group) -> bool:
         """Does any other kernel read what `producer` computes?"""
@@ -245,11 +245,14 @@ class Fusion:
 class _Group:
     """A kernel in the making."""
 
-    def __init__(self, roots: list[Value], anchor: Node | None) -> None:
+    def __init__(self, roots: list[Value], anchor: Node | None, number: int) -> None:
         self.roots = roots
         self.anchor = anchor
         self.producers: dict[int, _Group] = {}
         self.merged_into: _Group | None = None
+        # Sets of groups as the bits of one number: a question about them costs nothing, even with thousands.
+        self.members = 1 << number  # the groups that this one is made of
+        self.needs = 0  # the groups that it depends on, directly or not
 
     def top(self) -> _Group:
         group = self
@@ -261,18 +264,23 @@ class _Group:
     def shape(self) -> tuple[int, ...]:
         return self.roots[0].shape
 
+    def waits_for(self, other: _Group) -> bool:
+        """Does this group depend on another one (or is it the same)?"""
+        return other is self or bool(self.needs & other.members)
 
-def _reaches(start: _Group, goal: _Group) -> bool:
-    """Does `start` depend on `goal`?"""
-    stack, seen = [start], set()
-    while stack:
-        group = stack.pop().top()
-        if group is goal:
-            return True
-        if id(group) not in seen:
-            seen.add(id(group))
-            stack.extend(p.top() for p in group.producers.values())
-    return False
+    def absorb(self, group: _Group, groups: list[_Group]) -> None:
+        """Make `group` a part of this one; whatever depends on either then depends on both."""
+        self.roots.extend(group.roots)
+        for other in group.producers.values():
+            if other.top() is not self:
+                self.producers[id(other.top())] = other.top()
+        group.merged_into = self
+        self.members |= group.members
+        self.needs = (self.needs | group.needs) & ~self.members
+        gained = self.needs | self.members
+        for other in groups:
+            if other.needs & self.members:
+                other.needs |= gained
 
 
 def _ordered(groups: list[_Group]) -> list[_Group]:

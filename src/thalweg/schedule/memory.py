@@ -3,6 +3,7 @@ while it lives."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 from thalweg.plan import Buffer
@@ -11,17 +12,17 @@ from thalweg.plan import Buffer
 def place(buffers: Sequence[Buffer]) -> int:
     """Give every buffer an offset; returns the bytes of the arena. Lifetimes are `first` to `last`, both
     included."""
-    placed: list[Buffer] = []
+    placed: list[tuple[int, int, Buffer]] = []  # offset, the byte behind, by offset
     size = 0
-    for buffer in sorted(buffers, key=lambda b: (-b.total, b.first, b.name)):
-        offset = 0
-        for other in sorted(
-            (b for b in placed if b.first <= buffer.last and buffer.first <= b.last), key=lambda b: b.offset
-        ):
-            if other.offset - offset >= buffer.total:
-                break
-            offset = max(offset, other.offset + other.total)
+    totals = {id(b): b.total for b in buffers}
+    for buffer in sorted(buffers, key=lambda b: (-totals[id(b)], b.first, b.name)):
+        offset, total, first, last = 0, totals[id(buffer)], buffer.first, buffer.last
+        for start, end, other in placed:
+            if other.first <= last and first <= other.last:
+                if start - offset >= total:
+                    break
+                offset = max(offset, end)
         buffer.offset = offset
-        placed.append(buffer)
-        size = max(size, offset + buffer.total)
+        bisect.insort(placed, (offset, offset + total, buffer), key=lambda p: p[0])
+        size = max(size, offset + total)
     return size

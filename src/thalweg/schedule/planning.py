@@ -200,6 +200,10 @@ def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
             found.append(partials[id(value)])
         producers[id(kernel)] = found
     after: dict[int, list[Kernel]] = {id(k): [] for k in kernels}  # anti-dependences
+    behind: dict[int, list[Kernel]] = {id(k): [] for k in kernels}  # what has to wait for a kernel
+    for kernel in kernels:
+        for producer in producers[id(kernel)]:
+            behind[id(producer)].append(kernel)
     failing = [k for k in kernels if can_fail(k)]
     readers: dict[int, list[Kernel]] = {}
     for kernel in kernels:
@@ -212,11 +216,17 @@ def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
         befores = {id(e.before) for e in entries}
         before = [*failing, *(k for value in befores for k in readers.get(value, ()))]
         earlier = list({id(k): k for k in before if k is not kernel}.values())
-        waits = any(_depends(k, kernel, producers, after) for k in earlier)
-        if waits or can_fail(kernel) or not _aligned(kernel, befores):
+        waiting = _waiting_for(kernel, behind)
+        if (
+            any(id(k) in waiting for k in earlier)
+            or can_fail(kernel)
+            or not _aligned(kernel, befores)
+        ):
             kernel.detail["copy"] = [id(e.after) for e in entries]
         else:
             after[id(kernel)] = earlier
+            for other in earlier:
+                behind[id(other)].append(kernel)
     levels: dict[int, int] = {}
     for _ in range(len(kernels) + 1):
         changed = False
@@ -257,18 +267,15 @@ def _sink(
     return bound
 
 
-def _depends(kernel: Kernel, goal: Kernel, *edges: dict[int, list[Kernel]]) -> bool:
-    """Does `kernel` have to wait for `goal`, along these edges from a kernel to those before it?"""
+def _waiting_for(kernel: Kernel, behind: dict[int, list[Kernel]]) -> set[int]:
+    """Ids of the kernels that have to wait for `kernel`, and its own."""
     stack, seen = [kernel], set()
     while stack:
         found = stack.pop()
-        if found is goal:
-            return True
         if id(found) not in seen:
             seen.add(id(found))
-            for known in edges:
-                stack.extend(known[id(found)])
-    return False
+            stack.extend(behind[id(found)])
+    return seen
 
 
 def _aligned(kernel: Kernel, values: set[int]) -> bool:
@@ -339,6 +346,9 @@ class _Buffers:
         self.batch = batch
         self.fusion = fusion
         self.rows: dict[int, Buffer] = {}  # row-major buffer of a value, visible to all phases
+        self.holding: dict[int, list[int]] = {}  # id(buffer) -> ids of the values that it holds in turn
+        self.readers: dict[int, list[tuple[int, int]]] = {}  # id(value) -> (phase, kernel) of every read
+        self.place: dict[int, tuple[int, int]] = {}  # id(kernel) -> (phase, kernel)
 
     def build(self) -> None:
         graph = self.plan.graph
@@ -355,19 +365,27 @@ class _Buffers:
                 self.plan.constants.append(self._row(node.outputs[0], "constant", Scope.CONSTANT, position))
         self._state_results()
         for number, phase in enumerate(self.plan.phases):
+            for index, kernel in enumerate(phase.kernels):
+                self.place[id(kernel)] = (number, index)
+                for value in kernel.reads:
+                    self.readers.setdefault(id(value), []).append((number, index))
+        for number, phase in enumerate(self.plan.phases):
             self._phase(number, phase)
             self._workspaces(number, phase)
         self._lifetimes()
-        program = [b for b in self.plan.all_buffers if b.scope in (Scope.PROGRAM, Scope.SLOT)]
-        self.plan.arena_bytes = place(program)
-        for number in range(len(self.plan.phases)):
-            scratch = [b for b in self.plan.all_buffers if b.scope is Scope.THREAD and b.phase == number]
+        every = self.plan.all_buffers
+        self.plan.arena_bytes = place([b for b in every if b.scope in (Scope.PROGRAM, Scope.SLOT)])
+        for scratch in self.plan.scratch_by_phase().values():
             self.plan.thread_bytes = max(self.plan.thread_bytes, place(scratch))
 
     def _describe(self, buffer: Buffer, value: Value) -> Buffer:
         if value.node is not None:
             buffer.where, buffer.module, buffer.op = value.node.where, value.node.scope, value.node.op.name
+        return self._hold(buffer, value)
+
+    def _hold(self, buffer: Buffer, value: Value) -> Buffer:
         self.plan.buffers.setdefault(id(value), []).append(buffer)
+        self.holding.setdefault(id(buffer), []).append(id(value))
         return buffer
 
     def _row(self, value: Value, name: str, scope: Scope, offset: int = 0) -> Buffer:
@@ -401,7 +419,7 @@ class _Buffers:
                 )
             else:
                 self.rows[id(entry.after)] = self.plan.state[position]
-                self.plan.buffers.setdefault(id(entry.after), []).append(self.plan.state[position])
+                self._hold(self.plan.state[position], entry.after)
         if late:
             self.plan.phases.append(Phase(late, False, len(late)))
 
@@ -493,30 +511,22 @@ class _Buffers:
                 or self._read_after(value, buffer, kernel, phase)
             ):
                 continue
-            self.plan.buffers.setdefault(id(root), []).append(buffer)
-            return buffer
+            return self._hold(buffer, root)
         return None
 
     def _read_after(self, value: Value, buffer: Buffer, kernel: Kernel, phase: Phase) -> bool:
         """Does anything read these bytes beside or after the kernel?"""
-        number = next(i for i, other in enumerate(self.plan.phases) if other is phase)
-        holders = {v for v, found in self.plan.buffers.items() if any(b is buffer for b in found)}
-        later = [k for other in self.plan.phases[number + 1 :] for k in other.kernels]
-        position = next(i for i, other in enumerate(phase.kernels) if other is kernel)
-        beside = [
-            k for i, k in enumerate(phase.kernels) if k is not kernel and (i > position or not phase.batch)
-        ]
-        if buffer.scope is Scope.THREAD:
-            later = []
-        return any(id(v) in holders for k in (*beside, *later) for v in k.reads)
+        number, position = self.place[id(kernel)]
+        for held in self.holding[id(buffer)]:
+            for other, index in self.readers.get(held, ()):
+                if other == number and index != position and (index > position or not phase.batch):
+                    return True
+                if other > number and buffer.scope is not Scope.THREAD:
+                    return True
+        return False
 
     def _read_later(self, value: Value, number: int) -> bool:
-        return any(
-            any(v is value for v in kernel.reads)
-            for other, phase in enumerate(self.plan.phases)
-            if other != number
-            for kernel in phase.kernels
-        )
+        return any(other != number for other, _ in self.readers.get(id(value), ()))
 
     def _lifetimes(self) -> None:
         """First write and last read of every planned buffer, in (phase, kernel); a buffer that several
