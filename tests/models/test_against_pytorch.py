@@ -15,7 +15,7 @@ import pytest
 
 import thalweg as tw
 from thalweg import nn, optim
-from thalweg.models import autoencoder, lenet, mlp, resnet
+from thalweg.models import autoencoder, lenet, mlp, mobilenet, resnet
 
 STEPS = 10
 
@@ -25,6 +25,16 @@ CASES: dict[str, tuple[types.ModuleType, Callable[[Any], Any], tuple[int, ...]]]
     "ResNet": (resnet, lambda m: m.ResNet((1, 2), (4, 6), in_channels=2), (4, 2, 9, 8)),
     "ResNet stem": (resnet, lambda m: m.ResNet((1,), (4,), stem="imagenet"), (4, 3, 17, 16)),
     "Autoencoder": (autoencoder, lambda m: m.Autoencoder(code_size=6, width=3), (3, 1, 28, 28)),
+}
+# Deep models amplify rounding from step to step and take long to compile: one gradient shows their structure.
+DEEP: dict[str, tuple[types.ModuleType, Callable[[Any], Any], tuple[int, ...]]] = {
+    "ResNet bottleneck": (
+        resnet,
+        lambda m: m.ResNet((1,), (8,), block=m.Bottleneck, stem_channels=4),
+        (4, 3, 7, 8),
+    ),
+    "MobileNetV1": (mobilenet, lambda m: m.MobileNetV1(10, 2, width=0.1, dropout=0.0), (6, 2, 40, 33)),
+    "MobileNetV2": (mobilenet, lambda m: m.MobileNetV2(10, 2, width=0.1, dropout=0.0), (6, 2, 40, 33)),
 }
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "SGD": ("SGD", {"lr": 0.05, "momentum": 0.9}),
@@ -116,3 +126,27 @@ def test_ten_steps_are_those_of_pytorch(
     evaluate = model if backend is None else tw.compile(model, backend=backend)
     expected = other(torch.tensor(x)).detach().numpy()
     np.testing.assert_allclose(evaluate(x).numpy(), expected, rtol=tolerance * 10, atol=tolerance * 10)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_models_have_the_gradients_of_pytorch(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    source, make, shape = DEEP[name]
+    torch.manual_seed(3)
+    other = twin_of(source, make).double()
+    model = make(source).to("float64")
+    assert list(model.state_dict()) == list(other.state_dict())
+    model.load_state_dict(other.state_dict())
+    x, y = batches(shape, "float64")[0]
+    expected = loss_of(torch.nn.functional, other, torch.tensor(x), torch.tensor(y))
+    expected.backward()
+    loss = loss_of(nn.functional, model, tw.tensor(x), tw.tensor(y))
+    np.testing.assert_allclose(loss.item(), expected.item(), rtol=1e-12)
+    found = tw.gradient(loss, wrt=list(model.parameters()))
+    for (key, theirs), ours in zip(other.named_parameters(), found, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.grad.numpy(), rtol=1e-7, atol=1e-9, err_msg=key)
+    for key, value in other.state_dict().items():  # the running statistics
+        np.testing.assert_allclose(model.state_dict()[key], value.numpy(), 1e-10, 1e-12, err_msg=key)
+    np.testing.assert_allclose(
+        model.eval()(x).numpy(), other.eval()(torch.tensor(x)).detach().numpy(), rtol=1e-8, atol=1e-10
+    )

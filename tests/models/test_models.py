@@ -23,6 +23,12 @@ from thalweg.errors import ArgumentError, ShapeError
         (models.small_resnet, (2, 1, 28, 28), (2, 10), 77_754),
         (models.resnet20, (2, 3, 32, 32), (2, 10), 272_474),
         (models.resnet18, (1, 3, 64, 64), (1, 1000), 11_689_512),
+        # as torchvision's documentation counts them, and Howard et al., table 1
+        (models.resnet34, (2, 3, 32, 32), (2, 1000), 21_797_672),
+        (models.resnet50, (2, 3, 32, 32), (2, 1000), 25_557_032),
+        (models.mobilenet_v1, (2, 3, 32, 32), (2, 1000), 4_231_976),
+        (models.mobilenet_v2, (2, 3, 32, 32), (2, 1000), 3_504_872),
+        (lambda: models.MobileNetV2(10, 1, width=0.35), (2, 1, 28, 28), (2, 10), 408_650),
     ],
 )
 def test_sizes(make: Any, input: tuple[int, ...], output: tuple[int, ...], count: int) -> None:
@@ -47,6 +53,19 @@ def test_the_names_of_resnet18_are_those_of_torchvision() -> None:
         assert name in names
 
 
+def test_the_names_of_mobilenet_v2_and_resnet50_are_those_of_torchvision() -> None:
+    names = models.mobilenet_v2().state_dict()
+    assert len(names) == 314
+    assert names["features.1.conv.0.0.weight"].shape == (32, 1, 3, 3)
+    assert names["features.2.conv.3.running_var"].shape == (24,)
+    assert names["features.18.0.weight"].shape == (1280, 320, 1, 1)
+    assert names["classifier.1.weight"].shape == (1000, 1280)
+    names = models.resnet50().state_dict()
+    assert len(names) == 320
+    assert names["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
+    assert names["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
+
+
 def test_mlp_layers() -> None:
     model = models.MLP([4, 8, 6, 3], activation=nn.Tanh, dropout=0.1)
     kinds = [type(layer).__name__ for layer in model.layers]
@@ -68,6 +87,7 @@ def test_autoencoder_parts_fit() -> None:
         lambda: models.MLP([3]),
         lambda: models.ResNet((1, 1), (4,)),
         lambda: models.ResNet((1,), (4,), stem="tiny"),
+        lambda: models.MobileNetV1(width=0),
         lambda: models.LeNet()(np.zeros((1, 1, 32, 32), np.float32)),
     ],
 )

@@ -4,20 +4,37 @@ from thalweg.models.autoencoder import Autoencoder
 from thalweg.models.lenet import LeNet
 from thalweg.models.lstm import CharLSTM, LSTMClassifier
 from thalweg.models.mlp import MLP
+from thalweg.models.mobilenet import MobileNetV1, MobileNetV2, mobilenet_v1, mobilenet_v2
 from thalweg.models.pretrained import PretrainedModel, from_pretrained
-from thalweg.models.resnet import BasicBlock, ResNet, resnet18, resnet20, small_resnet
+from thalweg.models.resnet import (
+    BasicBlock,
+    Bottleneck,
+    ResNet,
+    resnet18,
+    resnet20,
+    resnet34,
+    resnet50,
+    small_resnet,
+)
 
 __all__ = [
     "MLP",
     "Autoencoder",
     "BasicBlock",
+    "Bottleneck",
     "CharLSTM",
     "LSTMClassifier",
     "LeNet",
+    "MobileNetV1",
+    "MobileNetV2",
     "PretrainedModel",
     "ResNet",
     "from_pretrained",
+    "mobilenet_v1",
+    "mobilenet_v2",
     "resnet18",
     "resnet20",
+    "resnet34",
+    "resnet50",
     "small_resnet",
 ]
