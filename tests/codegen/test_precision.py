@@ -43,11 +43,6 @@ def excess(ours: Array, theirs: Array, exact: Array, unit: float) -> str | None:
     return None if found <= 2 * other + unit else f"error {found:.3g}, PyTorch's {other:.3g}, unit {unit:.3g}"
 
 
-# PyTorch adds the statistics of batch norm up in float64 on the CPU. Our sums are float32; their error counts
-# in units of the terms that cancel in a mean near 0.
-FLOAT64_IN_PYTORCH = {"batch_norm"}
-
-
 def precise_samples(name: str) -> list[tuple[int, Sample]]:
     """Position and sample: those in float32 with a counterpart in PyTorch."""
     listed = [sample for sample in samples_of(name) if sample.error is None]
@@ -81,8 +76,7 @@ def test_samples(name: str, needs_compiler: None) -> None:
         for number, (one, other, right) in enumerate(zip(ours, theirs, exact, strict=True)):
             if one.dtype != np.float32 or right.dtype != np.float64:
                 continue
-            unit = last_place(wide[0] if name in FLOAT64_IN_PYTORCH and number else right)
-            wrong = excess(one, other.detach().numpy(), right, unit)
+            wrong = excess(one, other.detach().numpy(), right, last_place(right))
             if wrong is not None:
                 problems.append(f"sample {position} {sample.types}, result {number}: {wrong}")
     assert not problems, "\n".join(problems[:5])

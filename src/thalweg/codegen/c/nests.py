@@ -24,6 +24,7 @@ from thalweg.graph import Value
 from thalweg.plan import LANES
 
 FLUSH = 64  # vectors added up before their sum moves to the next accumulator: keeps rounding errors small
+FEW_TERMS = 8  # vectors of float32 whose sum is formed in float64 throughout: more would cost time where rows are long
 
 
 @dataclass
@@ -294,10 +295,10 @@ class Nest:
         """Accumulators, the reduced loops, then the epilogue on the result."""
         assert self.reduction is not None
         horizontal = (vector is not None and vector.reduced) or self.batch_reduced is not None
-        accumulator = Accumulator(self.reduction, self._iterations(vector))
+        accumulator = Accumulator(self.reduction, self._iterations(vector), horizontal)
         lines = accumulator.open()
         if 0 in self.reduced:
-            return [*lines, *self._finish(accumulator, vector, partial, horizontal)]
+            return [*lines, *self._finish(accumulator, vector, partial)]
         loops = [axis for axis in self.axes if axis.reduced and axis is not vector]
         opened = 0
         if self.batch_reduced is not None:
@@ -326,13 +327,11 @@ class Nest:
                 accumulator, vector, partial, "n" if self.batch_reduced is not None else None
             )
         lines.append("}" * opened)
-        return [*lines, *self._finish(accumulator, vector, partial, horizontal)]
+        return [*lines, *self._finish(accumulator, vector, partial)]
 
-    def _finish(
-        self, accumulator: Accumulator, vector: Axis | None, partial: str | None, horizontal: bool
-    ) -> list[str]:
+    def _finish(self, accumulator: Accumulator, vector: Axis | None, partial: str | None) -> list[str]:
         """Statements behind the loops: the lanes' tree, the epilogue, the stores."""
-        lines = accumulator.close(horizontal)
+        lines = accumulator.close()
         kept, _ = self.indices(vector)
         emitter = self._emitter(vector, partial)
         emitter.counter = 1000
@@ -412,8 +411,9 @@ def store(emitter: Emitter, access: Access, indices: tuple[Index, ...], expressi
 class Accumulator:
     """The running result of a reduction in one or several vectors."""
 
-    def __init__(self, reduction: Reduction, iterations: int) -> None:
+    def __init__(self, reduction: Reduction, iterations: int, horizontal: bool) -> None:
         self.reduction = reduction
+        self.horizontal = horizontal  # the lanes are summed too
         self.kind = register(reduction.value.dtype)
         if self.kind == "m8":
             self.kind = "i8"
@@ -422,6 +422,9 @@ class Accumulator:
         self.levels = 1
         if reduction.combine == "add" and self.kind in ("f32", "f64"):
             self.levels += (iterations > FLUSH) + (iterations > FLUSH * FLUSH)
+        # Float32 lanes are added in float64, so a sum is rounded once there; where a lane takes few terms, these are too.
+        self.exact_lanes = horizontal and self.kind == "f32" and reduction.combine == "add"
+        self.exact_terms = self.exact_lanes and iterations <= FEW_TERMS
         self.results: list[str] = []
         self.scalar = ""
 
@@ -444,6 +447,8 @@ class Accumulator:
 
     def open(self) -> list[str]:
         kind = self.kind
+        if self.exact_terms:
+            return ["f64x16 total = broadcast_f64(0);"]
         lines = [
             f"{kind}x16 sum{level} = broadcast_{kind}({self.identity()});" for level in range(self.levels)
         ]
@@ -474,6 +479,9 @@ class Accumulator:
             else ""
         )
         function = function or self.reduction.combine
+        if self.exact_terms:
+            e.lines.append(f"total = add_f64(total, convert_f32_to_f64({text}));")
+            return
         e.lines.append(f"sum0 = {function}_{kind}(sum0, {text});")
         if self.levels > 1:
             inner = f"sum1 = add_{kind}(sum1, sum0); sum0 = broadcast_{kind}(0); added0 = 0;"
@@ -501,14 +509,17 @@ class Accumulator:
         e.lines.append(f"sum0 = select_{kind}({chosen.text}, {text}, sum0);")
         e.lines.append(f"place = select_i32({e.mask(chosen, 32).text}, {position.text}, place);")
 
-    def close(self, horizontal: bool) -> list[str]:
+    def close(self) -> list[str]:
         """Statements behind the loops; afterwards `results` name the outputs' registers."""
         kind = self.kind
-        if horizontal and kind == "f32" and self.reduction.combine == "add":
-            lines = self._exact_tree()
-        else:
-            lines = [f"sum0 = add_{kind}(sum0, sum{level});" for level in range(1, self.levels)]
-        if not horizontal:
+        if self.exact_lanes:
+            lines = [] if self.exact_terms else ["f64x16 total = convert_f32_to_f64(sum0);"]
+            lines += [f"total = add_f64(total, convert_f32_to_f64(sum{n}));" for n in range(1, self.levels)]
+            lines += ["const f32 element = (f32)sum_f64(total);", "const f32x16 sum = broadcast_f32(element);"]
+            self.scalar, self.results = "element", ["sum"]
+            return lines
+        lines = [f"sum0 = add_{kind}(sum0, sum{level});" for level in range(1, self.levels)]
+        if not self.horizontal:
             self.results = ["sum0"]
         elif self.positioned:
             lines += self._horizontal_place()
@@ -521,8 +532,6 @@ class Accumulator:
             if self.reduction.value.dtype.is_bool:
                 bits = "any_i8(sum0)" if name == "max" else "all_i8(sum0)"
                 lines.append(f"const i8 element = (i8)-({bits});")
-            elif kind == "f32" and name == "sum":
-                lines.append("const f32 element = (f32)sum_f64(total);")
             else:
                 lines.append(f"const {kind} element = {name}_{kind}(sum0);")
             lines.append(f"sum0 = broadcast_{kind}(element);")
@@ -536,14 +545,6 @@ class Accumulator:
             place = "place" if target == "i32" else f"place_{target}"
             self.results = ["sum0", place] if self.reduction.combine == "max_pool" else [place]
         return lines
-
-    def _exact_tree(self) -> list[str]:
-        """The levels and the lanes of a float32 sum meet in float64: a short sum is rounded once, not once per
-        stage of the tree."""
-        lines = ["f64x16 total = convert_f32_to_f64(sum0);"]
-        return lines + [
-            f"total = add_f64(total, convert_f32_to_f64(sum{level}));" for level in range(1, self.levels)
-        ]
 
     def _horizontal_place(self) -> list[str]:
         """The best of 16 lanes, the first of equal ones, NaN before numbers."""
