@@ -12,7 +12,7 @@ ROWS = [
     {"types", "errors", "config", "version"},
     {"graph"},
     {"ops"},
-    {"autodiff", "interpret", "testing"},
+    {"autodiff", "interpret", "rounding", "testing"},
     {"passes"},
     {"plan"},
     {"schedule"},

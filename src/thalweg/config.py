@@ -48,7 +48,7 @@ class Settings:
 
     @property
     def check(self) -> bool:
-        """`THALWEG_CHECK`: whether compiled programs are compared with the reference; False unless set."""
+        """`THALWEG_CHECK`: does a program's first call compare it with the references? False unless set."""
         text = _variable("THALWEG_CHECK")
         if text is None or text.lower() in _NO:
             return False

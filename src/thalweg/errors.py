@@ -54,5 +54,9 @@ class IndexRangeError(NumericError, IndexError):
     """An index (a class label, a token, a gather index) lies outside its axis."""
 
 
+class CheckError(NumericError):
+    """A compiled program does not compute what the NumPy reference does."""
+
+
 class DataError(ThalwegError, ValueError):
     """A file or a data set is broken, missing, or cannot be written."""

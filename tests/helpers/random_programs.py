@@ -18,7 +18,7 @@ from thalweg.autodiff import vjp
 from thalweg.codegen.c import build
 from thalweg.codegen.c.program import ENTRY, Part, Source, _entry, _Writer, headers
 from thalweg.errors import ArgumentError, DTypeError, ShapeError, UnsupportedError
-from thalweg.graph import Graph, Kind, State, Value
+from thalweg.graph import Graph, State, Value
 from thalweg.graph.build import Builder, remove_dead, using
 from thalweg.interpret import interpret
 from thalweg.ops.accumulation import cumulative_sum, scatter
@@ -31,6 +31,7 @@ from thalweg.ops.normalization import batch_norm, layer_norm
 from thalweg.ops.pooling import average_pool, max_pool
 from thalweg.ops.random import uniform
 from thalweg.passes.pipeline import prepare
+from thalweg.rounding import DISTURBANCES, disturbed, is_coarse, mismatch
 from thalweg.runtime import program as programs
 from thalweg.types import Type
 
@@ -454,83 +455,6 @@ class RandomProgram:
             self.after[j] = second + self.after[i] if how == "cross" else self.after[i]
 
 
-# ---- how far rounding may move a result ----
-
-ROUNDED_EXACTLY = {"maximum", "minimum", "abs", "negative", "where", "max", "min", "sign"}
-ROUNDED_EXACTLY |= {"floor", "ceil", "round", "trunc", "stop_gradient", "cast"}
-DISTURBANCES = 6
-UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
-
-
-def _moved(array: Array, generator: np.random.Generator, units: float = 3.0, relative: bool = True) -> Array:
-    """Each number that has many bits moved by up to some units of rounding, its own or the largest one's."""
-    name = array.dtype.name
-    if name not in UNIT or not array.size:
-        return array
-    wide = np.asarray(array, np.float64)
-    with np.errstate(all="ignore"):
-        few = (wide * 256 == np.floor(wide * 256)) & (np.abs(wide) < 0.25 / UNIT[name] / 256)
-        if array.dtype.itemsize == 2:  # a number may come from one of more bits: kernels keep float32 inside
-            few = wide == 0
-        # sums of many terms round to one side or to either
-        shift = (generator.uniform(-units, units, wide.shape) + generator.uniform(-units, units)) / 2
-        size = wide if relative else np.abs(wide).max(where=np.isfinite(wide), initial=0.0)
-        moved = np.where(few | ~np.isfinite(wide), wide, wide + size * shift * UNIT[name])
-        return np.asarray(moved).astype(array.dtype)
-
-
-def disturbed(graph: Graph, arrays: Sequence[Array], state: Sequence[Array], seed: int) -> list[Array]:
-    """The graph's results by the references, with every rounding replaced by a random one."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    known = {id(v): a for v, a in zip(graph.sources, [*arrays, *state], strict=True)}
-    with np.errstate(all="ignore"):
-        for node in graph.nodes:
-            inputs = [known[id(v)] for v in node.inputs]
-            many = node.op.kind not in (Kind.ELEMENTWISE, Kind.MOVEMENT)
-            if many and node.op.name not in ROUNDED_EXACTLY:
-                inputs = [_moved(a, generator, 8.0) for a in inputs]
-            results = node.op.reference(*inputs)
-            for value, result in zip(
-                node.outputs, results if isinstance(results, tuple) else (results,), strict=True
-            ):
-                array = np.asarray(result)
-                if node.op.name in ("scan", "cond"):  # what is rounded inside is not followed
-                    array = _moved(array, generator, 16.0, relative=False)
-                elif node.op.kind is not Kind.MOVEMENT and node.op.name not in ROUNDED_EXACTLY:
-                    array = _moved(array, generator)
-                known[id(value)] = array
-    return [known[id(v)] for v in graph.results]
-
-
-def mismatch(found: Array, expected: Array, others: Sequence[Array], coarse: bool = False) -> str | None:
-    """What is wrong with a result, or None: it may lie as far away as rounding moves the reference, times 16.
-
-    `coarse`: there are 16-bit numbers in the program. Kernels keep them in float32 where they do not store
-    them, so that roundings, overflows and integers made from them differ from the reference's."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return f"{found.dtype}{found.shape} instead of {expected.dtype}{expected.shape}"
-    if found.dtype.name not in UNIT:
-        settled = np.ones(found.shape, bool)
-        for other in others:
-            settled &= other == expected
-        wrong = settled & (found != expected) & (not coarse)
-    else:
-        x, y = found.astype(np.float64), expected.astype(np.float64)
-        wide = [other.astype(np.float64) for other in others]
-        with np.errstate(all="ignore"):
-            distance = np.max([np.abs(w - y) for w in wide], axis=0)
-            scale = np.abs(y).max(initial=0.0, where=np.isfinite(y))
-            bound = 16 * distance + 8 * UNIT[found.dtype.name] * (np.abs(y) + 2.0**-10 * scale) + 1e-37
-            if coarse:
-                bound += 2.0**-8 * (np.abs(y) + 0.1 * scale) + 1e-7
-            wrong = np.isfinite(distance) & ~(np.abs(x - y) <= bound)
-            agree = np.all([np.isnan(w) & np.isnan(y) | (w == y) for w in wide], axis=0)
-            special = ~np.isfinite(y) & agree & ~(np.isnan(y) & np.isnan(x) | (x == y))
-            wrong |= special & (not coarse)
-    if not wrong.any():
-        return None
-    return f"{int(wrong.sum())} of {wrong.size} wrong: {found[wrong][:4]} instead of {expected[wrong][:4]}"
-
 
 def problem(
     program: RandomProgram, native: programs.NativeProgram, threads: Sequence[int] = (1, 2, 3, 7)
@@ -540,7 +464,7 @@ def problem(
     expected = interpret(program.graph, program.arrays, state)
     written_out = prepare(program.graph, lambda node: False)
     others = [disturbed(written_out, program.arrays, state, seed) for seed in range(DISTURBANCES)]
-    coarse = any(v.dtype.itemsize == 2 and v.dtype.is_floating for n in written_out.nodes for v in n.outputs)
+    coarse = is_coarse(written_out.nodes)
     first: list[Array] = []
     for count in threads:
         native.threads = count
@@ -568,7 +492,7 @@ def problem(
 
 def build_together(graphs: Sequence[Graph]) -> list[programs.NativeProgram]:
     """The programs of several graphs, from one call of the C compiler."""
-    writer = _Writer(timed=False)
+    writer = _Writer()
     plans = [programs.make_plan(graph) for graph in graphs]
     entries = []
     for number, plan in enumerate(plans):
@@ -578,7 +502,7 @@ def build_together(graphs: Sequence[Graph]) -> list[programs.NativeProgram]:
     found = []
     for number, (graph, plan) in enumerate(zip(graphs, plans, strict=True)):
         program = programs.NativeProgram.__new__(programs.NativeProgram)
-        program.graph, program.plan, program.threads = graph, plan, 1
+        program.graph, program.plan, program.threads, program.unchecked = graph, plan, 1, False
         program.attach(library, f"{ENTRY}_{number}", writer.failures)
         found.append(program)
     return found

@@ -93,7 +93,8 @@ def profile(program: NativeProgram, inputs: Sequence[Array], calls: int = 20) ->
     from thalweg.codegen.c.program import EVENTS
 
     threads = program.threads or settings.threads()
-    twin = NativeProgram(program.graph, threads, program.plan.target.machine, timed=True)
+    twin = program.observed("timed")
+    twin.threads = threads
     kept = [(holder, np.array(holder.data)) for holder, changes in twin.states if changes]
     twin.events = np.zeros((threads, 3 * EVENTS + 1), np.int64)
     try:

@@ -6,9 +6,10 @@ arguments, guards and errors are the caller's business.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,18 +41,25 @@ class Program(Protocol):
 
 
 def compile_graph(
-    graph: Graph, backend: str | None = None, threads: int | None = None, target: str = "native"
+    graph: Graph,
+    backend: str | None = None,
+    threads: int | None = None,
+    target: str = "native",
+    check: bool | None = None,
 ) -> Program:
     """The program of a traced graph.
 
     `backend` is "c" or "numpy" (None: the THALWEG_BACKEND setting, else C where a compiler is found),
     `threads` how many take part (None: the THALWEG_THREADS setting), `target` the instruction set of the
-    C compiler's flags.
+    C compiler's flags, `check` whether the first call compares the program with the references (None: the
+    THALWEG_CHECK setting).
     """
     chosen = backend or settings.backend
     if chosen == "auto":
         chosen = "c" if _has_compiler() else "numpy"
-    return InterpretedProgram(graph) if chosen == "numpy" else NativeProgram(graph, threads, target)
+    if chosen == "numpy":
+        return InterpretedProgram(graph)
+    return NativeProgram(graph, threads, target, settings.check if check is None else check)
 
 
 @cache
@@ -124,11 +132,11 @@ class _Call(ctypes.Structure):
         ("scratch", ctypes.c_void_p),
         ("io", ctypes.c_void_p),
         ("error", ctypes.c_int32),
-        ("events", ctypes.c_void_p),
+        ("observer", ctypes.c_void_p),
     )
 
 
-class _Frame:
+class Frame:
     """Memory and pointer table of one call; concurrent calls take one each."""
 
     def __init__(self, plan: Plan, threads: int, constants: Sequence[Array]) -> None:
@@ -154,19 +162,30 @@ class NativeProgram:
     """The graph as a native library: scheduled, written as C, built (or found in the cache) and loaded."""
 
     def __init__(
-        self, graph: Graph, threads: int | None = None, target: str = "native", timed: bool = False
+        self, graph: Graph, threads: int | None = None, target: str = "native", check: bool = False
     ) -> None:
-        from thalweg.codegen.c import build
-        from thalweg.codegen.c.program import ENTRY, generate, headers
-
         self.graph = graph
         self.plan = make_plan(graph, target)
         self.threads = threads  # None: the setting at the time of each call
-        generated = generate(self.plan, timed)
+        self.unchecked = check  # the next call compares the program with the reference first
+        self._build()
+
+    def observed(self, how: str) -> NativeProgram:
+        """A twin with the same plan, kernels and numerics that is "timed" or "watched"."""
+        twin = copy.copy(self)
+        twin.unchecked = False
+        twin._build(how)
+        return twin
+
+    def _build(self, observed: str = "") -> None:
+        from thalweg.codegen.c import build
+        from thalweg.codegen.c.program import ENTRY, generate, headers
+
+        generated = generate(self.plan, observed)
         self.source = generated.text
-        if settings.dump is not None:
-            _dump(settings.dump, graph, self.plan, generated.text)
-        library = build.library(generated.units(available_cpus()), target, headers())
+        if settings.dump is not None and not observed:
+            _dump(settings.dump, self.graph, self.plan, generated.text)
+        library = build.library(generated.units(available_cpus()), self.plan.target.machine, headers())
         self.attach(library, ENTRY, generated.failures)
 
     def attach(self, library: ctypes.CDLL, entry: str, failures: Sequence[Node]) -> None:
@@ -183,20 +202,25 @@ class NativeProgram:
         self.states = [(state.holder, state.after is not None) for state in scheduled.state]
         self.outputs = [(value.shape, value.dtype.numpy) for value in scheduled.outputs]
         self.constants = self.plan.constant_arrays()
-        self.frames: list[_Frame] = []
+        self.frames: list[Frame] = []
         self.events: Array | None = None  # of a timed program: one row of records per thread
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs for the inputs (row-major arrays of the graph's types); state is updated in place."""
         from thalweg.runtime.pool import pool
 
+        if self.unchecked:
+            from thalweg.runtime.check import check
+
+            check(self, inputs)
+            self.unchecked = False
         threads = self.threads or settings.threads()
         try:
             frame = self.frames.pop()
         except IndexError:  # all are in use by other threads
             frame = None
         if frame is None or frame.threads != threads:
-            frame = _Frame(self.plan, threads, self.constants)
+            frame = Frame(self.plan, threads, self.constants)
         outputs = [np.empty(shape, dtype) for shape, dtype in self.outputs]
         pointers = frame.pointers
         position = 0
@@ -217,10 +241,31 @@ class NativeProgram:
             pointers[position] = array.ctypes.data
             position += 1
         frame.call.error = 0
-        frame.call.events = None if self.events is None else self.events.ctypes.data
+        frame.call.observer = None if self.events is None else self.events.ctypes.data
         code = self.entry(pool(threads), self.run, frame.reference)
         self.frames.append(frame)
         if code:
+            raise self._failure(self.failures[code - 1], inputs)
+        return outputs
+
+    def run_on(
+        self, inputs: Sequence[Array], states: Sequence[Array], observer: Callable[[Frame], int] | None = None
+    ) -> list[Array]:
+        """A call on arrays instead of the holders: `states` (row-major, in the order of the graph's state)
+        are overwritten with the new values.
+
+        `observer` gets the call's memory and gives what its `observer` shall be; one thread runs it then.
+        """
+        from thalweg.runtime.pool import pool
+
+        threads = 1 if observer is not None else self.threads or settings.threads()
+        frame = Frame(self.plan, threads, self.constants)
+        outputs = [np.empty(shape, dtype) for shape, dtype in self.outputs]
+        for position, array in enumerate((*inputs, *states, *outputs)):
+            frame.pointers[position] = array.ctypes.data
+        frame.call.observer = observer(frame) if observer is not None else None
+        code = self.entry(pool(threads), self.run, frame.reference)
+        if code > 0:
             raise self._failure(self.failures[code - 1], inputs)
         return outputs
 

@@ -64,13 +64,14 @@ class Options:
     backend: str | None = None
     threads: int | None = None
     target: str = "native"
+    check: bool | None = None
 
 
 def make_program(graph: Graph, options: Options) -> Any:
     """The program of a graph: the one place where the tensor layer meets the runtime."""
     from thalweg.runtime.program import compile_graph
 
-    return compile_graph(graph, options.backend, options.threads, options.target)
+    return compile_graph(graph, options.backend, options.threads, options.target, options.check)
 
 
 # ---- keys of arguments -------------------------------------------------------------------------------------
@@ -451,6 +452,7 @@ def compile(
     backend: str | None = None,
     threads: int | None = None,
     target: str = "native",
+    check: bool | None = None,
 ) -> Any:
     """Compile a function of tensors: traced once per signature of its arguments, then run as one program.
 
@@ -465,14 +467,20 @@ def compile(
     `backend`: "c", "numpy" (the reference, no compiler needed), or None for THALWEG_BACKEND's choice.
     `threads`: for this program; None for THALWEG_THREADS or all CPUs. `target`: the instruction set of the C
     backend: "native", "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2) or "x86-64"; results have the same bits on
-    each. Inside another traced function, and
-    where a gradient of its arguments is being recorded eagerly, the plain function runs."""
+    each. `check`: whether the first call begins by comparing every kernel of the C program with the NumPy
+    references (None: where THALWEG_CHECK=1); a difference raises `CheckError` and changes nothing. Inside
+    another traced function, and where a gradient of its arguments is being recorded eagerly, the plain
+    function runs."""
     if backend not in BACKENDS:
         raise ArgumentError(f'backend is "c", "numpy" or None, received {backend!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ArgumentError(f"threads is a positive integer or None, received {threads!r}")
     if function is None:
-        return lambda decorated: compile(decorated, backend=backend, threads=threads, target=target)
+        return lambda decorated: compile(
+            decorated, backend=backend, threads=threads, target=target, check=check
+        )
+    if check not in (None, True, False):
+        raise ArgumentError(f"check is True, False or None, received {check!r}")
     if not callable(function):
         raise ArgumentError(
             f"compile takes a function, a method or a module, received {type(function).__name__}"
@@ -485,4 +493,4 @@ def compile(
             f"{function.__name__} is a {kind} function, whose code runs after the trace is over; return a "
             "list or tuple of tensors instead"
         )
-    return Compiled(function, Options(backend, threads, target))
+    return Compiled(function, Options(backend, threads, target, check))

@@ -79,12 +79,13 @@ def headers() -> dict[str, str]:
     return {"vector.h": library.header(), "runtime.h": runtime}
 
 
-def generate(plan: Plan, timed: bool = False) -> Source:
+def generate(plan: Plan, observed: str = "") -> Source:
     """The program of a plan. Kernels with equal text are written once.
 
-    A `timed` program also records when each call of a kernel began and ended, by thread.
+    `observed` is what happens around each call of a kernel: "" nothing, "timed" its begin and end are
+    recorded by thread, "watched" a function of the caller is told of both (`thalweg.runtime.watch`).
     """
-    writer = _Writer(timed)
+    writer = _Writer(observed)
     phases = writer.phases(plan)
     return Source([*writer.parts, Part(_entry(plan, phases), set())], writer.failures)
 
@@ -104,8 +105,8 @@ def indented(text: str) -> str:
 class _Writer:
     """Collects functions in an order in which C can read them."""
 
-    def __init__(self, timed: bool) -> None:
-        self.timed = timed
+    def __init__(self, observed: str = "") -> None:
+        self.observed = observed
         self.failures: list[Node] = []
         self.names: dict[str, str] = {}  # text of a kernel -> its name
         self.parts: list[Part] = []
@@ -120,9 +121,10 @@ class _Writer:
 
     def phases(self, plan: Plan) -> list[str]:
         prefix = f"plan{self.plans}_" if self.plans else ""
-        timed = self.timed and not self.plans  # what runs inside a loop's kernel counts as that kernel's time
-        if timed:
-            self.parts.append(Part(RECORD, set()))
+        # what runs inside a loop's kernel belongs to that kernel
+        observe = OBSERVERS[self.observed] if self.observed and not self.plans else None
+        if observe is not None:
+            self.parts.append(Part(observe.text, set()))
         self.plans += 1
         done = 0
         names: list[str] = []
@@ -130,9 +132,9 @@ class _Writer:
             calls = [self._kernel(Context(plan, phase, number, kernel, self)) for kernel in phase.kernels]
             names.append(f"{prefix}phase{number}")
             write = _batch_phase if phase.batch else _tile_phase
-            numbers = [done + i if timed else None for i in range(len(calls))]
+            around = [observe.around(done + i, phase.batch) if observe else "CALL" for i in range(len(calls))]
             done += len(calls)
-            self.parts.append(Part(write(plan, names[-1], phase, calls, numbers), set()))
+            self.parts.append(Part(write(plan, names[-1], phase, calls, around), set()))
         return names
 
     def _kernel(self, context: Context) -> Call:
@@ -168,7 +170,7 @@ def _prelude(functions: set[str]) -> str:
             '#include "vector.h"',
             '#include "runtime.h"',
             library.text_for(sorted(functions)) if functions else "",
-            "typedef struct { char *arena; char *scratch; void *const *io; volatile int32_t error; int64_t *events; } program;",
+            "typedef struct { char *arena; char *scratch; void *const *io; volatile int32_t error; void *observer; } program;",
         ]
     )
 
@@ -208,8 +210,22 @@ def _comment(kernel: Kernel) -> str:
     return f"/* {kernel.name} -> {', '.join(str(root.type) for root in kernel.roots)} */"
 
 
+@dataclass(frozen=True)
+class Observer:
+    """What surrounds each call of a kernel: functions, and the C of a call with CALL and numbers left open."""
+
+    text: str
+    call: str
+
+    def around(self, number: int, batch: bool) -> str:
+        """The C around the call of kernel `number`, in which CALL stands for the call itself."""
+        samples = "origin, count" if batch else "0, 0"
+        return self.call.replace("NUMBER", str(number)).replace("SAMPLES", samples)
+
+
 EVENTS = 1 << 15  # calls per thread that a timed program can record; further ones are dropped
-RECORD = f"""#include <time.h>
+TIMED = Observer(
+    f"""#include <time.h>
 static inline int64_t now(void) {{
 struct timespec t;
 clock_gettime(CLOCK_MONOTONIC, &t);
@@ -217,22 +233,25 @@ return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }}
 /* events of a thread: their count, then (kernel, start, end) of each in nanoseconds */
 static inline void record(program *x, int32_t thread, int64_t kernel, int64_t start) {{
-int64_t *const own = x->events + (int64_t)thread * {3 * EVENTS + 1};
+int64_t *const own = (int64_t *)x->observer + (int64_t)thread * {3 * EVENTS + 1};
 if (own[0] < {EVENTS}) {{
 int64_t *const event = own + 1 + 3 * own[0]++;
 event[0] = kernel; event[1] = start; event[2] = now();
 }}
-}}"""
+}}""",
+    "{ const int64_t start = now(); CALL record(x, thread, NUMBER, start); }",
+)
+WATCHED = Observer(
+    """/* tells the caller that a call of a kernel begins (ended 0) or is over (ended 1) */
+static inline void watch(program *x, int64_t kernel, int64_t ended, int64_t task, int64_t origin, int64_t count) {
+((void (*)(int64_t, int64_t, int64_t, int64_t, int64_t))x->observer)(kernel, ended, task, origin, count);
+}""",
+    "{ watch(x, NUMBER, 0, task, SAMPLES); CALL watch(x, NUMBER, 1, task, SAMPLES); }",
+)
+OBSERVERS = {"timed": TIMED, "watched": WATCHED}
 
 
-def _timed(call: str, number: int | None) -> str:
-    """The call of a kernel, recorded where it has a number."""
-    if number is None:
-        return call
-    return f"{{ const int64_t start = now(); {call} record(x, thread, {number}, start); }}"
-
-
-def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], numbers: list[int | None]) -> str:
+def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], around: list[str]) -> str:
     """Each task walks its shard of the batch block by block, every block through all kernels."""
     blocks = -(-phase.extent // phase.block)
     lines = [
@@ -246,25 +265,25 @@ def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], numbers
         f"const int64_t count = {phase.extent} - origin < {phase.block} ? {phase.extent} - origin : {phase.block};",
         "const int32_t first = block == begin;",
     ]
-    for (kernel, function, written), number in zip(calls, numbers, strict=True):
+    for (kernel, function, written), frame in zip(calls, around, strict=True):
         arguments = _arguments(plan, kernel, written, True)
         arguments += ", " if arguments else ""
-        call = _timed(f"{function}({arguments}count, origin, first, &x->error);", number)
+        call = frame.replace("CALL", f"{function}({arguments}count, origin, first, &x->error);")
         lines.append(f"{call} {_comment(kernel)}")
     return "\n".join([*lines, "}}"])
 
 
-def _tile_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], numbers: list[int | None]) -> str:
+def _tile_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], around: list[str]) -> str:
     """The tasks of several kernels one after the other."""
     lines = [
         f"static void {name}(void *context, int64_t task, int32_t thread) {{",
         "program *const x = context;",
         f"char *const scratch = x->scratch + (int64_t)thread * {plan.thread_bytes}; (void)scratch;",
     ]
-    for (kernel, function, written), number in zip(calls, numbers, strict=True):
+    for (kernel, function, written), frame in zip(calls, around, strict=True):
         arguments = _arguments(plan, kernel, written, False)
         arguments += ", " if arguments else ""
-        call = _timed(f"{function}({arguments}task, &x->error);", number)
+        call = frame.replace("CALL", f"{function}({arguments}task, &x->error);")
         lines.append(
             f"if (task < {kernel.tasks}) {{ {call} return; }} task -= {kernel.tasks}; {_comment(kernel)}"
         )
