@@ -25,6 +25,7 @@ DTYPES = {
     "i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64,
     "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64,
 }  # fmt: skip
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
 INTEGERS = [name for name in DTYPES if name[0] != "f"]
 FLOATS = ["f32", "f64"]
 # The flags of each instruction set, and the processor feature without which its programs cannot run here.
@@ -33,6 +34,7 @@ TARGETS = {
     "x86-64-v3": (["-march=x86-64-v3"], "avx2"),
     "x86-64": (["-march=x86-64"], "sse2"),
     "narrow": (["-march=native", "-DTW_BYTES=16"], None),
+    "scalar": (["-DTW_SCALAR=1", "-std=c99", "-pedantic"], None),
 }
 
 
@@ -78,7 +80,7 @@ def runnable(target: str) -> bool:
     feature = TARGETS[target][1]
     if feature is None:
         return True
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if not IS_X86:
         return False
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")

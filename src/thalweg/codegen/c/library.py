@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+_INCLUDE = re.compile(r'^#include "(\w+\.h)"$', re.MULTILINE)
 _SECTION = re.compile(r"^/\* @section (\w+) needs:([\w ]*)\*/$", re.MULTILINE)
 
 
@@ -24,12 +25,14 @@ class _Section:
 
 
 def _read(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    """A file of this package, with those that it includes in their places."""
+    text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda found: _read(found[1]), text)
 
 
 @cache
 def header() -> str:
-    """The text of ``vector.h``: 16-lane vector types and the operations on them."""
+    """The text of ``vector.h``: 16-lane vector types and the operations on them, in one piece."""
     return _read("vector.h")
 
 

@@ -391,12 +391,6 @@ TW_CALL f64x16 gelu_erf_f64(f64x16 x) {
 
 /* @section tw_reduce_f64 needs: tw_base */
 /* x = q pi / 2 + high + low with |high| <= pi / 4; q modulo 4 in the low bits. NaN for NaN and infinity. */
-TW_INLINE uint64_t tw_upper_half_u64(uint64_t a, uint64_t b, uint64_t *lower) {
-    uint64_t a0 = (uint32_t)a, a1 = a >> 32, b0 = (uint32_t)b, b1 = b >> 32;
-    uint64_t middle = a1 * b0 + (a0 * b0 >> 32), other = a0 * b1 + (uint32_t)middle;
-    *lower = a * b;
-    return a1 * b1 + (middle >> 32) + (other >> 32);
-}
 /* Payne and Hanek for |x| >= 2^29: the fraction of x 2 / pi from the bits of 2 / pi that matter, as upper + lower. */
 TW_COLD int64_t tw_reduce_huge_f64(double x, double *upper, double *lower) {
     static const uint64_t bits_of_two_over_pi[21] = {
@@ -667,6 +661,16 @@ TW_CALL f64x16 pow_f64(f64x16 x, f64x16 y) {
 
 /* @section philox4x32 needs: */
 /* Ten rounds of Philox-4x32 (Salmon and others 2011, Random123) on 16 counters at once: counter[0..3] becomes random words. */
+#if TW_SCALAR
+TW_INLINE u32x16 tw_multiply_u32(u32x16 a, uint32_t factor, u32x16 *high) {
+    for (int i = 0; i < 16; i++) {
+        uint64_t product = (uint64_t)a.lane[i] * factor;
+        high->lane[i] = (uint32_t)(product >> 32);
+        a.lane[i] = (uint32_t)product;
+    }
+    return a;
+}
+#else
 #if TW_AVX512 && !defined __clang__
 #define TW_EVEN_PRODUCTS(a, b) (u64_part)__builtin_ia32_pmuludq512_mask((tw_v16si)(a), (tw_v16si)(b), (tw_v8di){0}, (uint8_t)-1)
 #elif TW_AVX2 && !defined __clang__
@@ -687,6 +691,7 @@ TW_INLINE u32x16 tw_multiply_u32(u32x16 a, uint32_t factor, u32x16 *high) {
     *high = TW_MAP2(32, u32, u32, TW_UPPER_PRODUCT, a, b);
     return multiply_u32(a, b);
 }
+#endif
 TW_INLINE void philox4x32(u32x16 counter[4], const u32x16 key[2]) {
     u32x16 k0 = key[0], k1 = key[1], c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     for (int round = 0; round < 10; round++) {

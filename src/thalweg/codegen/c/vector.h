@@ -15,6 +15,9 @@
  * Change the width of a mask with the integer conversions (convert_i32_to_i64). In memory a boolean is one byte 0 or 1.
  * Half precision exists in memory only (uint16_t): load_f16 / load_bf16 give f32x16.
  *
+ * With -DTW_SCALAR=1 the same functions come from scalar.h, in C99 without extensions (exported programs choose it for
+ * compilers and machines that this file does not know).
+ *
  * Compiler flags: -O2 -ffp-contract=off -fno-math-errno -fno-trapping-math; rounding to nearest, no flush to zero.
  */
 #ifndef THALWEG_VECTOR_H
@@ -28,6 +31,21 @@
 #define __has_builtin(name) 0
 #endif
 
+#ifndef TW_SCALAR
+#define TW_SCALAR 0
+#endif
+#ifdef __GNUC__
+#define TW_COLD static __attribute__((noinline, cold, unused)) /* rare slow paths */
+#define TW_ALIAS __attribute__((may_alias)) /* one arena holds values of different types, one after another */
+#else
+#define TW_COLD static
+#define TW_ALIAS
+#endif
+
+#if TW_SCALAR
+#define TW_BYTES 0
+#include "scalar.h"
+#else
 /* Bytes of a machine register. It may be set smaller by hand, to check texts for narrower machines. */
 #ifndef TW_BYTES
 #if defined __AVX512F__ && defined __AVX512BW__ && defined __AVX512DQ__ && defined __AVX512VL__
@@ -47,11 +65,11 @@
 #endif
 
 #define TW_INLINE static inline __attribute__((always_inline, unused))
-#define TW_COLD static __attribute__((noinline, cold, unused)) /* rare slow paths */
+#include "exact.h"
 
 /* ---- Types. t_part: one register; t_half: half of one; t_bits / t_mask: (un)signed integers of the same width. ---- */
 #define TW_TYPE(t, scalar, bits, mask, bytes, vector)                                              \
-    typedef scalar t;                                                                              \
+    typedef scalar t TW_ALIAS;                                                                     \
     typedef scalar t##_part __attribute__((vector_size(bytes)));                                   \
     typedef scalar t##_half __attribute__((vector_size(bytes / 2)));                               \
     typedef scalar t##_memory __attribute__((vector_size(bytes), aligned(sizeof(scalar)), may_alias)); \
@@ -113,10 +131,6 @@ TW_TYPE(f32, float, uint32_t, int32_t, TW_SIZE_32, TW_PICK_32(TW_VECTOR))
 TW_TYPE(i64, int64_t, uint64_t, int64_t, TW_SIZE_64, TW_PICK_64(TW_VECTOR))
 TW_TYPE(u64, uint64_t, uint64_t, int64_t, TW_SIZE_64, TW_PICK_64(TW_VECTOR))
 TW_TYPE(f64, double, uint64_t, int64_t, TW_SIZE_64, TW_PICK_64(TW_VECTOR))
-typedef i8x16 m8x16;
-typedef i16x16 m16x16;
-typedef i32x16 m32x16;
-typedef i64x16 m64x16;
 
 /* ---- Maps over parts: operand type t, result type r, f a macro or function f(t, a, ...) on parts. ---- */
 #define TW_MAP1_P1(t, r, f, a) ((r##x16)f(t, a))
@@ -423,15 +437,6 @@ TW_INTEGER(i32, 32)
 TW_INTEGER(u32, 32)
 TW_INTEGER(i64, 64)
 TW_INTEGER(u64, 64)
-/* |a|; the most negative number stays itself. */
-TW_INLINE i8x16 absolute_i8(i8x16 a) { return maximum_i8(a, negative_i8(a)); }
-TW_INLINE i16x16 absolute_i16(i16x16 a) { return maximum_i16(a, negative_i16(a)); }
-TW_INLINE i32x16 absolute_i32(i32x16 a) { return maximum_i32(a, negative_i32(a)); }
-TW_INLINE i64x16 absolute_i64(i64x16 a) { return maximum_i64(a, negative_i64(a)); }
-TW_INLINE u8x16 absolute_u8(u8x16 a) { return a; }
-TW_INLINE u16x16 absolute_u16(u16x16 a) { return a; }
-TW_INLINE u32x16 absolute_u32(u32x16 a) { return a; }
-TW_INLINE u64x16 absolute_u64(u64x16 a) { return a; }
 
 /* ---- Floating point: one macro per compiler and instruction set, then the functions. ---- */
 #if __has_builtin(__builtin_elementwise_fma) && (defined __FMA__ || defined __FP_FAST_FMA || defined __aarch64__)
@@ -452,76 +457,24 @@ TW_INLINE u64x16 absolute_u64(u64x16 a) { return a; }
 #define TW_FMA(t, a, b, c) TW_FMA_##t(a, b, c)
 #define TW_FMA_f32(a, b, c) __builtin_aarch64_fmav4sf(a, b, c)
 #define TW_FMA_f64(a, b, c) __builtin_aarch64_fmav2df(a, b, c)
-#elif defined __FP_FAST_FMA || !defined __SIZEOF_INT128__
-#define TW_FMA(t, a, b, c) tw_fma_part_##t(a, b, c)
-TW_INLINE f32_part tw_fma_part_f32(f32_part a, f32_part b, f32_part c) {
-    for (int i = 0; i < TW_LANES_32; i++) a[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return a;
-}
-TW_INLINE f64_part tw_fma_part_f64(f64_part a, f64_part b, f64_part c) {
-    for (int i = 0; i < TW_LANES_64; i++) a[i] = __builtin_fma(a[i], b[i], c[i]);
-    return a;
-}
 #else
-/* Machines without the instruction: exact in software. The product of two floats is exact in double; the sum is rounded
- * to odd (its error decides the last bit), so that the second rounding, to float, is the only one that counts. */
+#ifdef __FP_FAST_FMAF
+#define TW_FMA_SCALAR_f32 __builtin_fmaf
+#else
+#define TW_FMA_SCALAR_f32 tw_fma_scalar_f32
+#endif
+#ifdef __FP_FAST_FMA
+#define TW_FMA_SCALAR_f64 __builtin_fma
+#else
+#define TW_FMA_SCALAR_f64 tw_fma_scalar_f64
+#endif
 #define TW_FMA(t, a, b, c) tw_fma_part_##t(a, b, c)
 TW_COLD f32_part tw_fma_part_f32(f32_part a, f32_part b, f32_part c) {
-    for (int i = 0; i < TW_LANES_32; i++) {
-        union { double value; uint64_t bits; } sum;
-        double product = (double)a[i] * b[i], other = c[i];
-        sum.value = product + other;
-        double part = sum.value - product, error = (product - (sum.value - part)) + (other - part);
-        if (error != 0 && error == error && !(sum.bits & 1)) sum.bits += (error > 0) == (sum.value > 0) ? 1 : (uint64_t)-1;
-        a[i] = (float)sum.value;
-    }
+    for (int i = 0; i < TW_LANES_32; i++) a[i] = TW_FMA_SCALAR_f32(a[i], b[i], c[i]);
     return a;
 }
-/* x = mantissa * 2^exponent with bit 124 the highest of the mantissa; x is finite and not zero. */
-TW_COLD unsigned __int128 tw_split_f64(double x, int *exponent) {
-    uint64_t bits;
-    __builtin_memcpy(&bits, &x, 8);
-    int e = (int)(bits >> 52 & 0x7ff);
-    uint64_t mantissa = (bits & 0xfffffffffffffu) | (e ? 1ull << 52 : 0);
-    int shift = __builtin_clzll(mantissa) + 61;
-    *exponent = (e ? e : 1) - 1075 - shift;
-    return (unsigned __int128)mantissa << shift;
-}
-TW_COLD double tw_power_of_two_f64(int e) {
-    union { uint64_t bits; double value; } r = {(uint64_t)(e + 1023) << 52};
-    return r.value;
-}
-TW_COLD double tw_fma_scalar_f64(double a, double b, double c) {
-    if (a == 0 || b == 0 || a - a != 0 || b - b != 0 || c - c != 0) return a * b + c;
-    if (c == 0) return a * b;
-    int ea, eb, ec;
-    unsigned __int128 p = (tw_split_f64(a, &ea) >> 72) * (tw_split_f64(b, &eb) >> 72), q = tw_split_f64(c, &ec);
-    int up = p >> 105 ? 19 : 20, ep = ea + eb + 144 - up, negative = (a < 0) != (b < 0);
-    p <<= up;
-    int down = ep - ec;
-    if (down > 0) q = down > 126 ? 1 : (q >> down) | ((q & (((unsigned __int128)1 << down) - 1)) != 0);
-    if (down < 0) p = down < -126 ? 1 : (p >> -down) | ((p & (((unsigned __int128)1 << -down) - 1)) != 0);
-    int e = down > 0 ? ep : ec;
-    if (negative == (c < 0)) p += q;
-    else if (p >= q) p -= q;
-    else p = q - p, negative = !negative;
-    if (p == 0) return 0;
-    int top = p >> 64 ? 127 - __builtin_clzll((uint64_t)(p >> 64)) : 63 - __builtin_clzll((uint64_t)p);
-    int drop = e + top < -1022 ? -1074 - e : top - 52;
-    if (drop > 126) return negative ? -0.0 : 0.0;
-    if (drop > 0) {
-        unsigned __int128 rest = p & (((unsigned __int128)1 << drop) - 1), half = (unsigned __int128)1 << (drop - 1);
-        p >>= drop;
-        p += rest > half || (rest == half && (p & 1));
-        e += drop;
-    }
-    if (e > 1000) return negative ? -1e308 * 10 : 1e308 * 10;
-    double r = (double)(uint64_t)p;
-    r = r * tw_power_of_two_f64(e / 2) * tw_power_of_two_f64(e - e / 2);
-    return negative ? -r : r;
-}
 TW_COLD f64_part tw_fma_part_f64(f64_part a, f64_part b, f64_part c) {
-    for (int i = 0; i < TW_LANES_64; i++) a[i] = tw_fma_scalar_f64(a[i], b[i], c[i]);
+    for (int i = 0; i < TW_LANES_64; i++) a[i] = TW_FMA_SCALAR_f64(a[i], b[i], c[i]);
     return a;
 }
 #endif
@@ -572,13 +525,20 @@ TW_COLD f64_part tw_fma_part_f64(f64_part a, f64_part b, f64_part c) {
 #define TW_MIN_f32(a, b) TW_SELECT(f32, (a) < (b), a, b)
 #define TW_MIN_f64(a, b) TW_SELECT(f64, (a) < (b), a, b)
 #endif
+#if defined __NO_MATH_ERRNO__ && defined __aarch64__
+#define TW_SQRT_SCALAR_f32 __builtin_sqrtf
+#define TW_SQRT_SCALAR_f64 __builtin_sqrt
+#else
+#define TW_SQRT_SCALAR_f32 tw_sqrt_scalar_f32
+#define TW_SQRT_SCALAR_f64 tw_sqrt_scalar_f64
+#endif
 #define TW_SQRT_f32(a) tw_sqrt_part_f32(a)
 #define TW_SQRT_f64(a) tw_sqrt_part_f64(a)
 TW_INLINE f32_part tw_sqrt_part_f32(f32_part a) {
 #if TW_SSE2
     return __builtin_ia32_sqrtps(a);
 #else
-    for (int i = 0; i < TW_LANES_32; i++) a[i] = __builtin_sqrtf(a[i]);
+    for (int i = 0; i < TW_LANES_32; i++) a[i] = TW_SQRT_SCALAR_f32(a[i]);
     return a;
 #endif
 }
@@ -586,7 +546,7 @@ TW_INLINE f64_part tw_sqrt_part_f64(f64_part a) {
 #if TW_SSE2
     return __builtin_ia32_sqrtpd(a);
 #else
-    for (int i = 0; i < TW_LANES_64; i++) a[i] = __builtin_sqrt(a[i]);
+    for (int i = 0; i < TW_LANES_64; i++) a[i] = TW_SQRT_SCALAR_f64(a[i]);
     return a;
 #endif
 }
@@ -673,8 +633,6 @@ TW_INLINE f64_part tw_sqrt_part_f64(f64_part a) {
     TW_REDUCE(min, t, w, TW_SMALLER)
 TW_FLOAT(f32, 32)
 TW_FLOAT(f64, 64)
-#define FMA_F32(a, b, c) fma_f32(a, b, c)
-#define FMA_F64(a, b, c) fma_f64(a, b, c)
 
 /* ---- Conversions convert_<from>_to_<to>, between every pair of types (NumPy's astype on x86-64).
  * integer -> integer: modulo 2^width. integer -> float: nearest even. f64 -> f32: nearest even, overflow to infinity.
@@ -929,6 +887,55 @@ TW_VIA(f32, f64, i64)
 TW_VIA(f32, f64, u32)
 TW_VIA(f32, f64, u64)
 
+/* Bit i of the result: lane i of the mask. */
+#if TW_AVX512
+TW_INLINE uint32_t mask_bits_i8(i8x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtb2mask128((tw_v16qi)m); }
+TW_INLINE uint32_t mask_bits_i16(i16x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtw2mask256((tw_v16hi)m); }
+TW_INLINE uint32_t mask_bits_i32(i32x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtd2mask512((tw_v16si)m); }
+TW_INLINE uint32_t mask_bits_i64(i64x16 m) {
+    return (uint32_t)(uint8_t)__builtin_ia32_cvtq2mask512((tw_v8di)m.p[0]) | (uint32_t)(uint8_t)__builtin_ia32_cvtq2mask512((tw_v8di)m.p[1]) << 8;
+}
+#else
+#if TW_AVX2 || TW_SSE2
+typedef char tw_bytes __attribute__((vector_size(16)));
+TW_INLINE uint32_t mask_bits_i8(i8x16 m) { return (uint32_t)__builtin_ia32_pmovmskb128((tw_bytes)m); }
+#else
+TW_INLINE uint32_t mask_bits_i8(i8x16 m) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; i++) bits |= (uint32_t)(m[i] & 1) << i;
+    return bits;
+}
+#endif
+TW_INLINE uint32_t mask_bits_i16(i16x16 m) { return mask_bits_i8(convert_i16_to_i8(m)); }
+#if TW_AVX2
+TW_INLINE uint32_t mask_bits_i32(i32x16 m) {
+    return (uint32_t)(__builtin_ia32_movmskps256((f32_part)m.p[0]) | __builtin_ia32_movmskps256((f32_part)m.p[1]) << 8);
+}
+TW_INLINE uint32_t mask_bits_i64(i64x16 m) {
+    return (uint32_t)(__builtin_ia32_movmskpd256((f64_part)m.p[0]) | __builtin_ia32_movmskpd256((f64_part)m.p[1]) << 4 |
+                      __builtin_ia32_movmskpd256((f64_part)m.p[2]) << 8 | __builtin_ia32_movmskpd256((f64_part)m.p[3]) << 12);
+}
+#else
+TW_INLINE uint32_t mask_bits_i32(i32x16 m) { return mask_bits_i8(convert_i32_to_i8(m)); }
+TW_INLINE uint32_t mask_bits_i64(i64x16 m) { return mask_bits_i8(convert_i64_to_i8(m)); }
+#endif
+#endif
+#endif
+typedef i8x16 m8x16;
+typedef i16x16 m16x16;
+typedef i32x16 m32x16;
+typedef i64x16 m64x16;
+
+/* |a|; the most negative number stays itself. */
+TW_INLINE i8x16 absolute_i8(i8x16 a) { return maximum_i8(a, negative_i8(a)); }
+TW_INLINE i16x16 absolute_i16(i16x16 a) { return maximum_i16(a, negative_i16(a)); }
+TW_INLINE i32x16 absolute_i32(i32x16 a) { return maximum_i32(a, negative_i32(a)); }
+TW_INLINE i64x16 absolute_i64(i64x16 a) { return maximum_i64(a, negative_i64(a)); }
+TW_INLINE u8x16 absolute_u8(u8x16 a) { return a; }
+TW_INLINE u16x16 absolute_u16(u16x16 a) { return a; }
+TW_INLINE u32x16 absolute_u32(u32x16 a) { return a; }
+TW_INLINE u64x16 absolute_u64(u64x16 a) { return a; }
+
 /* ---- Booleans. In memory one byte: read, every byte but 0 is true; written, 0 or 1. In registers m8x16, 0 / -1. ---- */
 TW_INLINE m8x16 load_bool(const uint8_t *pointer) { return not_equal_u8(load_u8(pointer), broadcast_u8(0)); }
 TW_INLINE void store_bool(uint8_t *pointer, m8x16 v) { store_u8(pointer, convert_i8_to_u8(negative_i8(v))); }
@@ -938,39 +945,6 @@ TW_INLINE m8x16 load_strided_bool(const uint8_t *base, int64_t stride) { return 
 TW_INLINE m8x16 gather_bool(const uint8_t *base, i32x16 index) { return not_equal_u8(gather_u8(base, index), broadcast_u8(0)); }
 TW_INLINE m8x16 gather_wide_bool(const uint8_t *base, i64x16 index) { return not_equal_u8(gather_wide_u8(base, index), broadcast_u8(0)); }
 
-/* Bit i of the result: lane i of the mask. */
-#if TW_AVX512
-TW_INLINE uint32_t mask_bits_i8(m8x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtb2mask128((tw_v16qi)m); }
-TW_INLINE uint32_t mask_bits_i16(m16x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtw2mask256((tw_v16hi)m); }
-TW_INLINE uint32_t mask_bits_i32(m32x16 m) { return (uint32_t)(uint16_t)__builtin_ia32_cvtd2mask512((tw_v16si)m); }
-TW_INLINE uint32_t mask_bits_i64(m64x16 m) {
-    return (uint32_t)(uint8_t)__builtin_ia32_cvtq2mask512((tw_v8di)m.p[0]) | (uint32_t)(uint8_t)__builtin_ia32_cvtq2mask512((tw_v8di)m.p[1]) << 8;
-}
-#else
-#if TW_AVX2 || TW_SSE2
-typedef char tw_bytes __attribute__((vector_size(16)));
-TW_INLINE uint32_t mask_bits_i8(m8x16 m) { return (uint32_t)__builtin_ia32_pmovmskb128((tw_bytes)m); }
-#else
-TW_INLINE uint32_t mask_bits_i8(m8x16 m) {
-    uint32_t bits = 0;
-    for (int i = 0; i < 16; i++) bits |= (uint32_t)(m[i] & 1) << i;
-    return bits;
-}
-#endif
-TW_INLINE uint32_t mask_bits_i16(m16x16 m) { return mask_bits_i8(convert_i16_to_i8(m)); }
-#if TW_AVX2
-TW_INLINE uint32_t mask_bits_i32(m32x16 m) {
-    return (uint32_t)(__builtin_ia32_movmskps256((f32_part)m.p[0]) | __builtin_ia32_movmskps256((f32_part)m.p[1]) << 8);
-}
-TW_INLINE uint32_t mask_bits_i64(m64x16 m) {
-    return (uint32_t)(__builtin_ia32_movmskpd256((f64_part)m.p[0]) | __builtin_ia32_movmskpd256((f64_part)m.p[1]) << 4 |
-                      __builtin_ia32_movmskpd256((f64_part)m.p[2]) << 8 | __builtin_ia32_movmskpd256((f64_part)m.p[3]) << 12);
-}
-#else
-TW_INLINE uint32_t mask_bits_i32(m32x16 m) { return mask_bits_i8(convert_i32_to_i8(m)); }
-TW_INLINE uint32_t mask_bits_i64(m64x16 m) { return mask_bits_i8(convert_i64_to_i8(m)); }
-#endif
-#endif
 /* Lanes i < n as a mask; whether any / all lanes are true (0 or 1). */
 #define TW_MASK(t)                                                                                 \
     TW_INLINE t##x16 first_lanes_##t(int n) { return less_##t(iota_##t(), broadcast_##t((t)n)); }  \
@@ -1001,7 +975,7 @@ TW_INLINE u32x16 floor_divide_u32(u32x16 a, u32x16 b) {
     u32x16 low = convert_i64_to_u32(bits_of_f64(add_f64(q, broadcast_f64(0x1p52))));
     return select_u32(equal_u32(b, broadcast_u32(0)), b, low);
 }
-#define TW_DIVIDE_LONG(t)                                                                          \
+#define TW_DIVIDE_LANES(t)                                                                          \
     TW_COLD t##x16 tw_divide_lanes_##t(t##x16 a, t##x16 b) {                                       \
         t##_lanes x = {a}, y = {b};                                                                \
         for (int i = 0; i < 16; i++) {                                                             \
@@ -1011,7 +985,13 @@ TW_INLINE u32x16 floor_divide_u32(u32x16 a, u32x16 b) {
             else x.lane[i] = n / d - (n % d != 0 && (n < (t)1) != (d < (t)1));                     \
         }                                                                                          \
         return x.whole;                                                                            \
-    }                                                                                              \
+    }
+TW_DIVIDE_LANES(i64)
+TW_DIVIDE_LANES(u64)
+#if TW_SCALAR
+#define TW_DIVIDE_LONG(t) TW_INLINE t##x16 floor_divide_##t(t##x16 a, t##x16 b) { return tw_divide_lanes_##t(a, b); }
+#else
+#define TW_DIVIDE_LONG(t)                                                                          \
     TW_INLINE t##x16 floor_divide_##t(t##x16 a, t##x16 b) {                                        \
         /* -2^50 <= a, b < 2^50 and b not 0: adding 1.5 2^52 writes the number into the digits of a double */ \
         t##x16 magic = broadcast_##t(0x4338000000000000), half = broadcast_##t((t)-1 < (t)1 ? (t)1 << 50 : 0); \
@@ -1025,6 +1005,7 @@ TW_INLINE u32x16 floor_divide_u32(u32x16 a, u32x16 b) {
         f64x16 q = add_f64(floor_f64(divide_f64(subtract_f64(x, digits), subtract_f64(y, digits))), digits); \
         return subtract_##t(TW_MAP1(64, f64, t, TW_CAST, q), magic);                               \
     }
+#endif
 TW_DIVIDE_LONG(i64)
 TW_DIVIDE_LONG(u64)
 #define TW_REMAINDER(t)                                                                            \
@@ -1095,6 +1076,7 @@ TW_INLINE u16x16 convert_f32_to_bf16(f32x16 v) {
 TW_SHORT_FLOAT(f16)
 TW_SHORT_FLOAT(bf16)
 
+#if !TW_SCALAR
 /* ---- Transpose of a 16 x 16 block in registers: lane j of row[i] becomes lane i of row[j]. ---- */
 #if TW_LANES_32 == 16
 #define TW_ROW_PART(i, q) row[i]
@@ -1163,5 +1145,6 @@ TW_INLINE f32x16 sum_rows_f32(f32x16 row[16]) {
     _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) row[i] = add_f32(row[i], row[i + 4]);
     return add_f32(add_f32(row[0], row[2]), add_f32(row[1], row[3]));
 }
+#endif
 
 #endif
