@@ -34,6 +34,7 @@ class Support:
     pulled: frozenset[str] = frozenset()  # computed element by element inside a reader's loops
     looping: frozenset[str] = frozenset()  # anchors whose operands may be pulled into their loops
     epilogue: frozenset[str] = frozenset()  # anchors that take elementwise readers of their result along
+    takes: Callable[[Node], bool] = lambda node: False  # is there a kernel for this composite as a whole?
     lanes: Callable[[Node], bool] = lambda anchor: False  # can it run on a batch block, one sample per lane?
     workspace: Callable[[Kernel, int, Target], int] = lambda kernel, block, target: (
         0

@@ -17,8 +17,9 @@ import numpy as np
 
 from thalweg.errors import ArgumentError, ShapeError
 from thalweg.models.beam import BeamSearch
+from thalweg.models.cache import KeyValueCache
 from thalweg.models.pretrained import PretrainedModel
-from thalweg.models.transformer import KeyValueCache, check_range
+from thalweg.models.transformer import check_range
 from thalweg.tensor.compile import compile as compile_function
 from thalweg.tensor.gradient import no_grad
 from thalweg.tensor.random import default_generator
@@ -26,7 +27,8 @@ from thalweg.tensor.tensor import tensor
 
 Array = np.ndarray[Any, Any]
 
-_BLOCK = 32  # lengths of prompts and caches are multiples, so that few programs serve all lengths
+_BLOCK = 32  # lengths of prompts are multiples, so that few programs serve all lengths
+_ROOM = 256  # tokens of the smallest cache; larger ones are powers of two. What is not used costs no time
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ class _Steps:
         self.cache: KeyValueCache = model.new_cache(batch, length, encoded)
         cache, reference = self.cache, weakref.ref(model)
 
-        def next_scores(*arguments: Any) -> Any:
+        def next_scores(first: bool, *arguments: Any) -> Any:
             ids, mask, *encoded_mask = arguments
-            return reference().next_scores(ids, mask, cache, *encoded_mask)  # type: ignore[union-attr]
+            return reference().next_scores(ids, mask, cache, *encoded_mask, first=first)  # type: ignore[union-attr]
 
         def encode(ids: Any, mask: Any) -> None:
             reference().encode(ids, mask, cache)  # type: ignore[union-attr]
@@ -122,8 +124,10 @@ class TextModel(PretrainedModel):
         """A cache for `length` tokens of `batch` texts (answers to texts of `encoded` tokens)."""
         raise NotImplementedError
 
-    def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache, *encoded_mask: Any) -> Any:
-        """Scores [B, V] of what follows new tokens [B, T], which go into the cache."""
+    def next_scores(self, *arguments: Any, **options: Any) -> Any:
+        """`next_scores(ids, mask, cache, first=...)`: scores [B, V] of what follows new tokens [B, T], which
+        go into the cache. `first`: nothing is in it yet. Models with an encoder also take its mask.
+        """
         raise NotImplementedError
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **options: Any) -> Any:
@@ -287,7 +291,7 @@ class Run:
         encoded = _up(prompt.shape[1]) if seq2seq else 0
         dtype = str(next(iter(model.parameters())).dtype)
         self.model = model
-        self.key = (len(texts), _up(length + self.before + count), encoded, backend, dtype)
+        self.key = (len(texts), _room(length + self.before + count), encoded, backend, dtype)
         known = _idle.pop(model, None)
         self.steps = known[1] if known and known[0] == self.key else _Steps(model, *self.key[:4])
         self.steps.cache.clear()
@@ -303,8 +307,9 @@ class Run:
         if newest.shape[1] == shown.shape[1] - self.before:  # the texts; with one token each all are seen
             newest, self.before = np.pad(newest, ((0, 0), (self.before, 0))), 0
             self.mask = np.ones((len(newest), 1), np.int64)
+        first = newest.shape[1] > 1
         with no_grad():
-            scores = self.steps.next_scores(newest, shown, *self.encoded_mask)
+            scores = self.steps.next_scores(first, newest, shown, *self.encoded_mask)
         return np.asarray(scores.numpy(), np.float32)
 
     def reorder(self, rows: Array) -> None:
@@ -327,6 +332,11 @@ def _check_length(model: TextModel, mask: Array, count: int) -> None:
 
 def _up(length: int) -> int:
     return -(-length // _BLOCK) * _BLOCK
+
+
+def _room(length: int) -> int:
+    """Tokens of the cache for texts of that length."""
+    return max(_ROOM, 1 << (length - 1).bit_length())
 
 
 def _positions(model: Any) -> int | None:

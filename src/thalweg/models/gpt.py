@@ -15,12 +15,11 @@ import numpy as np
 
 from thalweg import nn
 from thalweg.errors import ArgumentError
+from thalweg.models.cache import KeyValueCache, LayerCache, Window
 from thalweg.models.generation import TextModel
 from thalweg.models.pretrained import Config, PretrainedModel
 from thalweg.models.transformer import (
     HeadOutput,
-    KeyValueCache,
-    LayerCache,
     ModelOutput,
     activation,
     attend,
@@ -85,14 +84,16 @@ class GPT2Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Any, mask: Any, cache: LayerCache | None = None, place: Any = None) -> Any:
+    def forward(
+        self, x: Any, mask: Any, cache: LayerCache | None = None, window: Window | None = None
+    ) -> Any:
         width = x.shape[-1]
         joined = self.c_attn(x)  # [B, T, 3 D]
         query, key, value = (
             split_heads(joined[..., part * width : (part + 1) * width], self.heads) for part in range(3)
         )  # [B, H, T, d]
-        if cache is not None:
-            key, value = cache.store(key, value, place)  # [B, H, L, d]
+        if cache is not None and window is not None:
+            return self.c_proj(cache.attend(query, key, value, window, self.scale))
         dropout = self.attention_dropout if self.training else 0.0
         mixed = attend(query, key, value, mask, scale=self.scale, dropout=dropout)  # [B, T, D]
         return self.dropout(self.c_proj(mixed))
@@ -121,8 +122,10 @@ class GPT2Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = GPT2MLP(config)
 
-    def forward(self, x: Any, mask: Any, cache: LayerCache | None = None, place: Any = None) -> Any:
-        x = x + self.attn(self.ln_1(x), mask, cache, place)  # [B, T, D]
+    def forward(
+        self, x: Any, mask: Any, cache: LayerCache | None = None, window: Window | None = None
+    ) -> Any:
+        x = x + self.attn(self.ln_1(x), mask, cache, window)  # [B, T, D]
         return x + self.mlp(self.ln_2(x))
 
 
@@ -163,14 +166,15 @@ class GPT2Model(_GPT2):
         position_ids: Any = None,  # [B, T]
         output_hidden_states: bool = False,
         cache: KeyValueCache | None = None,  # the ids go on behind what is in it; then there must be a mask
+        first: bool = False,  # nothing is in the cache yet
     ) -> ModelOutput:
         ids = token_ids(input_ids, self.config.vocab_size, None if cache else self.config.n_positions)
         batch, length = ids.shape
-        place = None
-        if cache is None:
+        window = None if cache is None else cache.take_in(attention_mask, first)
+        if window is None:
             mask = causal_mask(length, key_mask(attention_mask, batch, length))
         else:
-            place, position_ids, mask = cache.take_in(attention_mask)
+            mask, position_ids = None, window.positions
         if position_ids is None:
             positions = self.wpe.weight[:length]  # [T, D]
         else:
@@ -179,7 +183,7 @@ class GPT2Model(_GPT2):
             )
         states = [self.drop(self.wte(ids) + positions)]  # [B, T, D]
         for number, block in enumerate(self.h):
-            states.append(block(states[-1], mask, cache.layers[number] if cache else None, place))
+            states.append(block(states[-1], mask, cache.layers[number] if cache else None, window))
         states[-1] = self.ln_f(states[-1])
         return ModelOutput(states[-1], collected(states, output_hidden_states))
 
@@ -218,9 +222,9 @@ class GPT2LMHeadModel(_GPT2, TextModel):
         size, dtype = config.n_embd // config.n_head, self.lm_head.weight.dtype
         return KeyValueCache(config.n_layer, batch, config.n_head, size, length, dtype)
 
-    def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache) -> Any:
+    def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache, *, first: bool = False) -> Any:
         """Scores [B, V] of what follows new tokens [B, T], which go into the cache."""
-        states = self.transformer(ids, mask, cache=cache).last_hidden_state  # [B, T, D]
+        states = self.transformer(ids, mask, cache=cache, first=first).last_hidden_state  # [B, T, D]
         return self.lm_head(states[:, -1])
 
 
@@ -343,13 +347,19 @@ class LlamaAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * size, width, bias=bias)
 
     def forward(
-        self, x: Any, mask: Any, cosines: Any, sines: Any, cache: LayerCache | None = None, place: Any = None
+        self,
+        x: Any,
+        mask: Any,
+        cosines: Any,
+        sines: Any,
+        cache: LayerCache | None = None,
+        window: Window | None = None,
     ) -> Any:
         query = rotate(split_heads(self.q_proj(x), self.heads), cosines, sines)  # [B, H, T, d]
         key = rotate(split_heads(self.k_proj(x), self.groups), cosines, sines)  # [B, G, T, d]
         value = split_heads(self.v_proj(x), self.groups)
-        if cache is not None:
-            key, value = cache.store(key, value, place)  # [B, G, L, d]
+        if cache is not None and window is not None:
+            return self.o_proj(cache.attend(query, key, value, window))
         dropout = self.attention_dropout if self.training else 0.0
         return self.o_proj(attend(query, key, value, mask, dropout=dropout))
 
@@ -378,9 +388,15 @@ class LlamaBlock(nn.Module):
         self.mlp = LlamaMLP(config)
 
     def forward(
-        self, x: Any, mask: Any, cosines: Any, sines: Any, cache: LayerCache | None = None, place: Any = None
+        self,
+        x: Any,
+        mask: Any,
+        cosines: Any,
+        sines: Any,
+        cache: LayerCache | None = None,
+        window: Window | None = None,
     ) -> Any:
-        x = x + self.self_attn(self.input_layernorm(x), mask, cosines, sines, cache, place)  # [B, T, D]
+        x = x + self.self_attn(self.input_layernorm(x), mask, cosines, sines, cache, window)  # [B, T, D]
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -412,20 +428,21 @@ class LlamaModel(_Llama):
         position_ids: Any = None,  # [B, T]
         output_hidden_states: bool = False,
         cache: KeyValueCache | None = None,  # the ids go on behind what is in it; then there must be a mask
+        first: bool = False,  # nothing is in the cache yet
     ) -> ModelOutput:
         longest = None if cache else self.config.max_position_embeddings
         ids = token_ids(input_ids, self.config.vocab_size, longest)
         batch, length = ids.shape
-        place = None
-        if cache is None:
+        window = None if cache is None else cache.take_in(attention_mask, first)
+        if window is None:
             mask = causal_mask(length, key_mask(attention_mask, batch, length))
         else:
-            place, position_ids, mask = cache.take_in(attention_mask)
+            mask, position_ids = None, window.positions
         states = [self.embed_tokens(ids)]  # [B, T, D]
         cosines, sines = self._angles(position_ids, batch, length, states[0].dtype)
         for number, layer in enumerate(self.layers):
             kept = cache.layers[number] if cache else None
-            states.append(layer(states[-1], mask, cosines, sines, kept, place))
+            states.append(layer(states[-1], mask, cosines, sines, kept, window))
         states[-1] = self.norm(states[-1])
         return ModelOutput(states[-1], collected(states, output_hidden_states))
 
@@ -480,7 +497,7 @@ class LlamaForCausalLM(_Llama, TextModel):
         layers, groups = config.num_hidden_layers, config.groups
         return KeyValueCache(layers, batch, groups, config.size_per_head, length, dtype)
 
-    def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache) -> Any:
+    def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache, *, first: bool = False) -> Any:
         """Scores [B, V] of what follows new tokens [B, T], which go into the cache."""
-        states = self.model(ids, mask, cache=cache).last_hidden_state  # [B, T, D]
+        states = self.model(ids, mask, cache=cache, first=first).last_hidden_state  # [B, T, D]
         return self.lm_head(states[:, -1])

@@ -16,11 +16,10 @@ import numpy as np
 
 from thalweg import nn
 from thalweg.errors import ArgumentError
+from thalweg.models.cache import KeyValueCache, LayerCache, Window
 from thalweg.models.generation import TextModel
 from thalweg.models.pretrained import Config, PretrainedModel
 from thalweg.models.transformer import (
-    KeyValueCache,
-    LayerCache,
     ModelOutput,
     Seq2SeqOutput,
     activation,
@@ -151,16 +150,15 @@ class T5Attention(nn.Module):
         mask: Any = None,
         bias: Any = None,
         cache: LayerCache | None = None,
-        place: Any = None,
+        window: Window | None = None,
     ) -> Any:
         query = split_heads(self.q(x), self.heads)  # [B, H, T, d]
         if others is None:
             assert cache is not None
-            key, value = cache.keys, cache.values
-        else:
-            key, value = self.project(others)
-            if cache is not None:
-                key, value = cache.store(key, value, place)  # [B, H, L, d]
+            return self.o(cache.attend_all(query, mask, scale=1.0))
+        key, value = self.project(others)
+        if cache is not None and window is not None:
+            return self.o(cache.attend(query, key, value, window, 1.0, bias))
         dropout = self.dropout if self.training else 0.0
         return self.o(attend(query, key, value, mask, bias, scale=1.0, dropout=dropout))  # [B, T, D]
 
@@ -205,10 +203,10 @@ class T5Block(nn.Module):
         encoded: Any = None,
         encoded_mask: Any = None,
         caches: tuple[LayerCache | None, LayerCache | None] = (None, None),
-        place: Any = None,
+        window: Window | None = None,
     ) -> Any:
         normed = self.attention_norm(x)  # [B, T, D]
-        x = x + self.dropout(self.attention(normed, normed, mask, bias, caches[0], place))
+        x = x + self.dropout(self.attention(normed, normed, mask, bias, caches[0], window))
         if self.cross is not None and self.cross_norm is not None:
             x = x + self.dropout(self.cross(self.cross_norm(x), encoded, encoded_mask, cache=caches[1]))
         return x + self.dropout(self.inner(self.inner_norm(x)))
@@ -236,21 +234,20 @@ class T5Stack(nn.Module):
         name = "decoder_input_ids" if self.decoder else "input_ids"
         ids = token_ids(input_ids, self.embed_tokens.num_embeddings, name=name)
         batch, length = ids.shape
-        place, keys = None, length
+        window, mask, place, keys = None, None, None, length
         if cache is not None:
-            place, _, mask = cache.take_in(attention_mask)  # [B, 1, T, L]
-            keys = cache.length
+            window = cache.take_in(attention_mask)
+            place, keys = window.place, cache.length
         else:
             mask = key_mask(attention_mask, batch, length, name.replace("input_ids", "attention_mask"))
             mask = causal_mask(length, mask) if self.decoder else mask  # [B, 1, 1 or T, T]
-        if self.decoder:
-            others = encoded.shape[1] if cache is None else cache.encoded[0].keys.shape[2]
-            encoded_mask = key_mask(encoded_mask, batch, others)  # [B, 1, 1, S]
+        if self.decoder and cache is None:
+            encoded_mask = key_mask(encoded_mask, batch, encoded.shape[1])  # [B, 1, 1, S]
         states = [self.dropout(self.embed_tokens(ids))]  # [B, T, D]
         bias = self.blocks[0].attention.position_bias(length, keys, place)  # [1, H, T, keys]
         for number, block in enumerate(self.blocks):
             caches = (cache.layers[number], cache.encoded[number]) if cache else (None, None)
-            states.append(block(states[-1], mask, bias, encoded, encoded_mask, caches, place))
+            states.append(block(states[-1], mask, bias, encoded, encoded_mask, caches, window))
         states[-1] = self.dropout(self.final_layer_norm(states[-1]))
         return ModelOutput(states[-1], collected(states, output_hidden_states))
 
@@ -420,7 +417,9 @@ class T5ForConditionalGeneration(T5Model, TextModel):
         for block, kept in zip(self.decoder.blocks, cache.encoded, strict=True):
             kept.store(*block.cross.project(states))
 
-    def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache, encoded_mask: Any = None) -> Any:
+    def next_scores(
+        self, ids: Any, mask: Any, cache: KeyValueCache, encoded_mask: Any = None, *, first: bool = False
+    ) -> Any:
         """Scores [B, V] of what follows new tokens [B, T] of the answer, which go into the cache."""
         found = self.decoder(ids, mask, None, encoded_mask, cache=cache)
         return self._scores(found.last_hidden_state[:, -1])

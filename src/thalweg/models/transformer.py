@@ -15,11 +15,9 @@ import numpy as np
 from thalweg import nn, types
 from thalweg.errors import ArgumentError, DTypeError, IndexRangeError
 from thalweg.nn import functional
-from thalweg.nn.layer import new_buffer, refuse_shape
-from thalweg.ops.accumulation import cumulative_sum
+from thalweg.nn.layer import refuse_shape
 from thalweg.ops.core import operand
-from thalweg.ops.elementwise import logical_and, maximum, where
-from thalweg.ops.indexing import dynamic_update_slice
+from thalweg.ops.elementwise import logical_and, where
 from thalweg.ops.movement import broadcast_to
 from thalweg.ops.sources import arange
 from thalweg.tensor.tensor import Tensor
@@ -120,80 +118,6 @@ def causal_mask(length: int, mask: Any = None) -> Any:
         return causal
     shape = (mask.shape[0], 1, length, length)
     return logical_and(broadcast_to(causal, shape), broadcast_to(mask, shape))
-
-
-# ---- keys and values that are kept while a text grows ------------------------------------------------------
-
-
-class LayerCache(nn.Module):
-    """Keys and values [B, G, L, d] of one attention layer, of the tokens so far."""
-
-    def __init__(self, batch: int, groups: int, length: int, size: int, dtype: Any) -> None:
-        self.keys = new_buffer((batch, groups, length, size), dtype)
-        self.values = new_buffer((batch, groups, length, size), dtype)
-
-    def store(self, key: Any, value: Any, place: Any = 0) -> tuple[Any, Any]:
-        """All keys and values, with new ones [B, G, T, d] from `place` on."""
-        keys = dynamic_update_slice(self.keys, key, (0, 0, place, 0))
-        values = dynamic_update_slice(self.values, value, (0, 0, place, 0))
-        self.keys.assign(keys)
-        self.values.assign(values)
-        return keys, values
-
-
-class Window(NamedTuple):
-    """Where new tokens stand: the place of the first one (0-d), their positions [B, T] within their texts,
-    and what they may see [B, 1, T, L].
-    """
-
-    place: Any
-    positions: Any
-    mask: Any
-
-
-class KeyValueCache(nn.Module):
-    """What a decoder keeps of up to `length` tokens, so that each new one costs one token's work.
-
-    Places count from the start of the cache, positions from the start of each text, which may have padding
-    before it. With `encoded` places there is a second layer each for the keys and values of an encoder.
-    """
-
-    def __init__(
-        self, layers: int, batch: int, groups: int, size: int, length: int, dtype: Any, encoded: int = 0
-    ) -> None:
-        self.length = length
-        self.layers = [LayerCache(batch, groups, length, size, dtype) for _ in range(layers)]
-        self.encoded = [
-            LayerCache(batch, groups, encoded, size, dtype) for _ in range(layers if encoded else 0)
-        ]
-        self.place = new_buffer((), types.int64)
-        self.visible = new_buffer((batch, length), types.int64)  # 1 where there is a token of the text
-
-    def clear(self) -> None:
-        """Forget all tokens."""
-        self.place.replace(np.zeros((), np.int64))
-        self.visible.replace(np.zeros(self.visible.shape, np.int64))
-
-    def reorder(self, rows: Any) -> None:
-        """Row b becomes what row `rows[b]`, of the same prompt, was: beams that go on."""
-        for layer in self.layers:
-            layer.keys.replace(layer.keys.numpy()[rows])
-            layer.values.replace(layer.values.numpy()[rows])
-
-    def take_in(self, mask: Any) -> Window:
-        """Make room for new tokens [B, T], of which those with 0 in `mask` are padding."""
-        batch, count = mask.shape
-        place = self.place + 0  # as it is now: the buffer itself changes below
-        before = self.visible.sum(1, keepdims=True)  # [B, 1] tokens so far
-        positions = maximum(before + cumulative_sum(mask, 1) - 1, 0)  # [B, T]
-        visible = dynamic_update_slice(self.visible, mask, (0, place))  # [B, L]
-        own = (arange(count) + place).reshape(count, 1)  # [T, 1] places of the new tokens
-        causal = own >= arange(self.length).reshape(1, self.length)  # [T, L]
-        seen = (visible != 0).reshape(batch, 1, 1, self.length)
-        shape = (batch, 1, count, self.length)
-        self.visible.assign(visible)
-        self.place.assign(place + count)
-        return Window(place, positions, logical_and(broadcast_to(causal, shape), broadcast_to(seen, shape)))
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------

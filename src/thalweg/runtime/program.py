@@ -81,7 +81,8 @@ def make_plan(graph: Graph, target: str = "native") -> Plan:
     from thalweg.passes.pipeline import prepare
     from thalweg.schedule import schedule
 
-    return schedule(prepare(graph, lambda node: False), Target(support(), target))
+    backend = support()
+    return schedule(prepare(graph, backend.takes), Target(backend, target))
 
 
 def _dump(directory: Path, graph: Graph, plan: Plan, text: str) -> None:

@@ -38,11 +38,27 @@ class Fusion:
         self.stored: set[int] = set()  # ids of values that lie in memory
         self.alias: dict[int, Value] = {}  # id of a reshape's value -> the stored value whose bytes it has
         self.weight: dict[int, int] = {}  # id(value) -> elementwise nodes computed when it is pulled
+        self.updates = self._updates()
         self._decide()
 
     def is_pulled(self, node: Node) -> bool:
         """Is the node computed element by element inside its readers?"""
-        return node.op.name in self.support.pulled and not is_array(node)
+        return node.op.name in self.support.pulled and not is_array(node) and id(node) not in self.updates
+
+    def _updates(self) -> set[int]:
+        """Ids of the nodes that make a state's new value by replacing a window of the old one, which nothing
+        else reads: kernels that store the window only, in place."""
+        if "dynamic_update_slice" not in self.support.looping:
+            return set()
+        found: set[int] = set()
+        for entry in self.graph.state:
+            node = entry.after.node if entry.after is not None else None
+            if node is None or node.op.name != "dynamic_update_slice" or node.inputs[0] is not entry.before:
+                continue
+            alone = len(self.users[id(entry.before)]) == 1
+            if alone and all(value is not entry.before for value in node.inputs[1:]):
+                found.add(id(node))
+        return found
 
     def _decide(self) -> None:
         for node in self.graph.nodes:
@@ -51,6 +67,8 @@ class Fusion:
                 continue
             value = node.outputs[0]
             own = node.op.cost if node.op.kind is Kind.ELEMENTWISE or node.op.cost > 1 else 0
+            if self.updates and node.op.checked:  # computed again later, it would hold up the updates
+                own = EXPENSIVE
             weight = own + sum(self.weight.get(id(v), 0) for v in node.inputs if id(v) not in self.stored)
             self.weight[id(value)] = weight
             if self._must_store(node, value, weight):
@@ -239,6 +257,8 @@ class Fusion:
             for node in nodes
         )
         traffic = sum(v.type.nbytes for v in (*reads, *roots))
+        if group.anchor is not None and id(group.anchor) in self.updates:
+            traffic = 2 * group.anchor.inputs[1].type.nbytes
         return Kernel(kind, roots, nodes, reads, group.anchor, operations=operations, traffic=traffic)
 
 

@@ -282,6 +282,8 @@ def _aligned(kernel: Kernel, values: set[int]) -> bool:
     """Does the kernel read these values only at the index that it writes (so that it may write in place)?"""
     from thalweg.graph import Kind
 
+    if kernel.kind == "dynamic_update_slice":
+        return True  # a kernel only where nothing else reads the old value
     for node in kernel.nodes:
         if any(id(v) in values for v in node.inputs) and (
             node.op.kind is not Kind.ELEMENTWISE

@@ -569,7 +569,7 @@ def _gather(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expression:
     return e.pull(x, (*indices[: op.axis], position, *indices[op.axis + rank :]))
 
 
-def _clamped_start(e: Emitter, text: str, last: int) -> Index:
+def clamped_start(e: Emitter, text: str, last: int) -> Index:
     """The start of a window, moved so that it fits."""
     return e.scalar_index(
         f"lane_i64(minimum_i64(maximum_i64({text}, broadcast_i64(0)), broadcast_i64({last})), 0)", last + 1
@@ -582,7 +582,7 @@ def _dynamic_slice(e: Emitter, node: Node, indices: tuple[Index, ...]) -> Expres
     inner: list[Index] = []
     for index, start, extent, size in zip(indices, starts, x.shape, node.outputs[0].shape, strict=True):
         found = e.convert(e.pull(start, ()), start.dtype, int64).text
-        inner.append(_clamped_start(e, found, extent - size) + index)
+        inner.append(clamped_start(e, found, extent - size) + index)
     return e.pull(x, tuple(inner))
 
 
@@ -592,7 +592,7 @@ def _dynamic_update_slice(e: Emitter, node: Node, indices: tuple[Index, ...]) ->
     inner: list[Index] = []
     for index, start, extent, size in zip(indices, starts, x.shape, update.shape, strict=True):
         found = e.convert(e.pull(start, ()), start.dtype, int64).text
-        inner.append(index - _clamped_start(e, found, extent - size))
+        inner.append(index - clamped_start(e, found, extent - size))
     if update.size == 0:
         return e.pull(x, indices)
     condition, clamped = bounded(e, update, tuple(inner))

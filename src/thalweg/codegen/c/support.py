@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from thalweg.codegen.c import (
     accumulation,
+    caches,
     control,
     convolutions,
     lane_convolutions,
@@ -50,6 +51,8 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "sum_unpool": windows.emit_unwindow,
     "scatter": accumulation.emit_scatter,
     "cumulative_sum": accumulation.emit_cumulative_sum,
+    "dynamic_update_slice": caches.emit_update,
+    "cached_attention": caches.emit_attention,
     "scan": control.emit_scan,
     "cond": control.emit_cond,
     **REDUCTIONS,
@@ -63,6 +66,8 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
         return control.scan_workspace(kernel, target)
     if kernel.kind == "cond":
         return control.cond_workspace(kernel, target)
+    if kernel.kind == "cached_attention":
+        return caches.attention_workspace(kernel)
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lane_convolutions.convolution_workspace(kernel, block)
     if kernel.role == "whole" and kernel.anchor is not None and kernel.anchor.op.kind is Kind.CONTRACTION:
@@ -103,7 +108,7 @@ def support() -> Support:
     }
     return Support(
         pulled=frozenset(elementwise | set(MOVES)),
-        looping=frozenset({*REDUCTIONS, *WINDOWS, "scatter", "cumulative_sum"}),
+        looping=frozenset({*REDUCTIONS, *WINDOWS, "scatter", "cumulative_sum", "dynamic_update_slice"}),
         epilogue=frozenset(
             {
                 "matmul",
@@ -114,6 +119,7 @@ def support() -> Support:
                 "sum_pool",
             }
         ),
+        takes=lambda node: node.op.name in TILE_EMITTERS,
         lanes=runs_on_lanes,
         workspace=workspace,
     )
