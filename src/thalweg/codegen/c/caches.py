@@ -68,7 +68,7 @@ def attention_workspace(kernel: Kernel) -> int:
     """Bytes for the scores of one query."""
     assert kernel.anchor is not None
     keys = kernel.anchor.inputs[1]
-    return aligned(-(-int(keys.shape[2]) // LANES) * LANES * max(keys.dtype.itemsize, 4))
+    return int(aligned(-(-keys.shape[2] // LANES) * LANES * max(keys.dtype.itemsize, 4)))
 
 
 def emit_attention(context: Context) -> KernelText:
