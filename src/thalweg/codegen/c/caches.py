@@ -128,7 +128,8 @@ class _Attention:
     @property
     def chunks(self) -> int:
         """Vectors of one row."""
-        return -(-self.query.shape[3] // LANES)
+        size: int = self.query.shape[3]
+        return -(-size // LANES)
 
     def _load(self, row: str, chunk: int) -> str:
         """Part of a row of keys, values or queries."""
