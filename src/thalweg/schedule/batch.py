@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thalweg.graph import Graph, Node, Value
+from thalweg.graph import Graph, Kind, Node, Value
 from thalweg.ops.axes import AxisClasses
 from thalweg.plan import LANES, Target
 
@@ -101,6 +101,9 @@ def _pays(batch: Batch, graph: Graph, target: Target) -> bool:
     padded = -(-batch.extent // LANES) * LANES
     if batch.extent == 0 or padded > MOST_PADDING * batch.extent:
         return False
+    contractions = [node for node in graph.nodes if node.op.kind is Kind.CONTRACTION]
+    if len(contractions) == 1 and contractions[0].op.name == "matmul":
+        return False  # nothing behind it would find its result in the cache
     largest = max(
         (
             v.type.nbytes // batch.extent * LANES

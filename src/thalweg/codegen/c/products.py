@@ -2,10 +2,12 @@
 
 The result is cut into panels of columns, and a panel into register tiles of rows x vectors (tiles.py). Sums over k run in
 blocks, so that a block of the right operand stays in cache and rounding errors stay small. A right operand whose rows
-do not run along the result's columns (transposed), or that many rows share, is first copied into a panel [k][columns]
-in scratch. A tile goes to a buffer in the first cache, and from there through the epilogue to memory. Few rows times a
-transposed operand are dot products instead: both operands run along k. Every choice and every order of summation
-follows from shapes, so results depend neither on the number of tasks nor on the instruction set.
+do not run along the result's columns (transposed), or that many rows share, is first copied into panels [k][columns]
+in scratch: a group of panels that fills most of a core's cache, so that rows of the left operand, which come from further
+away, serve many columns. A left operand whose rows fall on each other in the first cache, or whose steps lie far apart
+(transposed), is copied too, some rows at a time. A tile goes to a buffer, and from there through the epilogue to memory.
+Few rows times a transposed operand are dot products instead: both operands run along k. Every choice and every order of
+summation follows from shapes, so results depend neither on the number of tasks nor on the instruction set.
 """
 
 from __future__ import annotations
@@ -38,11 +40,25 @@ DOT_ROWS, DOT_STEPS = (
     48,
 )  # rows up to which, and steps from which on, a transposed right operand is read in place
 BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
-CHUNK_ROWS = 96  # rows that share a copied panel, at least, where tasks are cut by rows
-FEW_ROWS = 24  # the same where there would be fewer tasks than FEW_ITEMS
-FEW_ITEMS = 8  # fewer tasks than this leave threads without work
-BUFFER_ROWS = 384  # rows whose sums wait for the next block, at most
+GROUP_BYTES = 768 << 10  # of panels of the right operand side by side: most of a core's own cache
+FEW_ITEMS = 8  # fewer parts of a kernel leave threads without work
+MOST_ITEMS = 16  # parts of a product: more would copy operands more often, fewer leave threads without work
+RIGHT_COST, LEFT_COST = 15, 8  # of copying an element of an operand, in the time of a multiply-add
+BUFFER_ROWS = 1024  # rows whose sums wait for the next block, at most
+STRIP_TILES = 16  # tiles whose rows of a transposed left operand are copied together
+FAR = 512  # bytes between two steps of a transposed left operand, from which on it is copied
 PAGE = 4096  # rows of the left operand that lie whole pages apart fall on each other in the first cache
+
+
+def _start(p: str, width: int, wide: int, panels: int) -> str:
+    """C text of the first column of panel `p`: the first `wide` panels have `width` vectors, the others one less."""
+    rest = f" - ({p} > {wide} ? ({p} - {wide}) * {LANES} : 0)" if wide < panels else ""
+    return f"{p} * {width * LANES}{rest}"
+
+
+def _width(p: str, width: int, wide: int, panels: int) -> str:
+    """C text of the columns of panel `p`."""
+    return f"{p} < {wide} ? {width * LANES} : {(width - 1) * LANES}" if wide < panels else f"{width * LANES}"
 
 
 @dataclass(frozen=True)
@@ -91,23 +107,53 @@ class Shape:
         """Are rows of the left operand copied before use?"""
         return not self.transpose_a and self.m > DOT_ROWS and self.k * ITEM[self.element] % PAGE == 0
 
-    def chunks(self, tasks: int) -> int:
-        """Parts of the rows, each with panels of its own."""
-        least = 1 if self.blocks * self.repeats == 1 else -(-self.m // BUFFER_ROWS)
-        _, width = self.tile
-        panels = balanced(-(-self.n // LANES), width)[0] * self.lead
-        if self.copies:  # a panel is copied for each chunk
-            most = max(self.m // CHUNK_ROWS, min(self.m // FEW_ROWS, -(-FEW_ITEMS // panels)))
-        else:
-            most = self.m // (2 * self.tile[0])
-        return max(least, min(-(-tasks // panels), max(most, 1)))
+    @property
+    def strips(self) -> bool:
+        """Are rows of a transposed left operand copied before use?"""
+        return self.transpose_a and self.m * ITEM[self.element] >= FAR
 
-    def buffer_rows(self, tasks: int) -> int:
-        """Rows of the buffer of sums."""
-        if self.blocks * self.repeats == 1:
-            return self.tile[0]
+    @property
+    def panels(self) -> int:
+        """Parts of the columns, each as wide as a tile."""
+        return balanced(-(-self.n // LANES), self.tile[1])[0]
+
+    def cut(self, tasks: int) -> tuple[int, int]:
+        """Groups of panels and chunks of rows: one product of a group and a chunk is an item. Enough items for the
+        tasks, and among those the cut that copies least."""
+        most = 1
+        if self.copies:
+            most = max(1, GROUP_BYTES // (self.block * self.tile[1] * LANES * ITEM[self.element]))
+        fewest = -(-self.panels // most)
+        wanted = -(-min(tasks, MOST_ITEMS) // self.lead)
+        least = 1 if self.blocks * self.repeats == 1 else -(-self.m // BUFFER_ROWS)
         tiles = balanced(self.m, self.tile[0])[0]
-        return -(-tiles // self.chunks(tasks)) * self.tile[0]
+        right = RIGHT_COST if self.copies else 1
+
+        def cost(chunks: int) -> tuple[float, float]:
+            groups = max(fewest, min(self.panels, -(-wanted // chunks)))
+            idle = max(0, wanted - groups * chunks)
+            return idle, right * chunks / self.m + LEFT_COST * groups / self.n
+
+        chunks = min(range(least, max(least, min(tiles, wanted)) + 1), key=cost)
+        return max(fewest, min(self.panels, -(-wanted // chunks))), chunks
+
+    def scratch(self, tasks: int) -> tuple[int, int, int]:
+        """Elements of the panels of a group, of the buffer of sums, and of the copied rows of the left operand."""
+        groups, chunks = self.cut(tasks)
+        rows, vectors = self.tile
+        columns = -(-self.panels // groups) * vectors * LANES
+        buffered = rows * vectors * LANES
+        if self.blocks * self.repeats > 1:
+            buffered = -(-balanced(self.m, rows)[0] // chunks) * rows * columns
+        left = rows * (self.block + LANES) if self.left_copied else 0
+        if self.strips:
+            left = self.block * self.strip
+        return self.block * columns, buffered, left
+
+    @property
+    def strip(self) -> int:
+        """Numbers from one step to the next in copied rows of a transposed left operand."""
+        return -(-STRIP_TILES * self.tile[0] // LANES) * LANES
 
 
 def shape_of(kernel: Kernel, machine: str) -> Shape | None:
@@ -171,9 +217,7 @@ def product_workspace(kernel: Kernel, machine: str) -> int:
     shape = shape_of(kernel, machine)
     if shape is None or shape.dots:
         return 0
-    width = shape.tile[1] * LANES
-    left = shape.tile[0] * (shape.block + LANES) if shape.left_copied else 0
-    return ((shape.block + shape.buffer_rows(kernel.tasks)) * width + left) * ITEM[shape.element]
+    return sum(shape.scratch(kernel.tasks)) * ITEM[shape.element]
 
 
 def emit_product(context: Context) -> KernelText:
@@ -205,24 +249,22 @@ class _Product:
     # ---- register tiles ----------------------------------------------------------------------------------------------
 
     def _tiles(self) -> list[str]:
-        """Items (product, panel of columns, chunk of rows), and in each the blocks of k and the tiles of rows."""
+        """Items (product, group of panels, chunk of rows); in each the blocks of k, the tiles of rows, the panels."""
         shape, element = self.shape, self.shape.element
-        vectors = -(-shape.n // LANES)
-        panels, width, wide = balanced(vectors, shape.tile[1])
+        panels, width, wide = balanced(-(-shape.n // LANES), shape.tile[1])
         tiles, height, tall = balanced(shape.m, shape.tile[0])
         tasks = self.context.kernel.tasks
-        chunks = shape.chunks(tasks)
-        items = shape.lead * panels * chunks
-        several = shape.blocks * shape.repeats > 1
+        groups, chunks = shape.cut(tasks)
+        items = shape.lead * groups * chunks
+        right, buffered, _ = shape.scratch(tasks)
         lines = [
             "(void)error;",
-            f"{element} *const panel = ({element} *){self.scratch}, *const sums = panel + {shape.block * width * LANES};",
+            f"{element} *const panel = ({element} *){self.scratch}, *const sums = panel + {right}, *const copy = sums + {buffered}; (void)copy;",
             f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
-            f"const int64_t lead = item / {panels * chunks}, p = item / {chunks} % {panels}, chunk = item % {chunks};",
-            f"const int64_t width = p < {wide} ? {width * LANES} : {(width - 1) * LANES};",
-            f"const int64_t column = p * {width * LANES} - (p > {wide} ? (p - {wide}) * {LANES} : 0);",
+            f"const int64_t lead = item / {groups * chunks}, group = item / {chunks} % {groups}, chunk = item % {chunks}; (void)lead;",
+            f"const int64_t first = group * {panels} / {groups}, behind = (group + 1) * {panels} / {groups};",
             f"const int64_t begin = chunk * {tiles} / {chunks}, end = (chunk + 1) * {tiles} / {chunks};",
-            "(void)lead;",
+            f"const int64_t origin = {_start('first', width, wide, panels)};",
         ]
         if shape.repeats > 1:
             lines.append(f"for (int64_t image = 0; image < {shape.repeats}; image++)")
@@ -233,25 +275,21 @@ class _Product:
             )
         else:
             lines.append(f"{{ const int64_t k = 0, count = {shape.k};")
-        lines += self._operands()
+        lines += self._operands(width, wide, panels)
         lines.append("for (int64_t tile = begin; tile < end; tile++) {")
         lines.append(f"const int64_t row = tile * {height} - (tile > {tall} ? tile - {tall} : 0);")
-        lines.append(f"const int64_t rows = tile < {tall} ? {height} : {height - 1};")
-        row_step, k_step = (1, shape.m) if shape.transpose_a else (shape.k, 1)
-        first = " && ".join(
+        lines.append(f"const int64_t rows = tile < {tall} ? {height} : {height - 1}; (void)rows;")
+        left = self._left(height, tall)
+        lines += left[:-1]
+        lines.append("for (int64_t p = first; p < behind; p++) {")
+        lines += self._panel(width, wide, panels)
+        ahead = " && ".join(
             [*(["k == 0"] if shape.blocks > 1 else []), *(["image == 0"] if shape.repeats > 1 else [])]
         )
-        target = f"sums + (tile - begin) * {height} * width" if several else "sums"
-        left = f"a + row * {row_step}, {row_step}"
-        if shape.left_copied:
-            copy = pack_rows(self.context, element)
-            lines.append(f"{element} *const rest = sums + {shape.buffer_rows(tasks) * width * LANES};")
-            lines.append(
-                f"{copy}(a + row * {shape.k}, {shape.k}, rows, count, count, rest, {shape.block + LANES});"
-            )
-            left = f"rest, {shape.block + LANES}"
-        arguments = f"{left}, {k_step}, b, pitch, count, to, width, " + (f"!({first})" if first else "0")
-        lines.append(f"{element} *const to = {target};")
+        several = shape.blocks * shape.repeats > 1
+        place = f" + ((tile - begin) * {width * LANES} * (behind - first) + column - origin) * {height}"
+        lines.append(f"{element} *const to = sums{place if several else ''};")
+        arguments = f"{left[-1]}, b, pitch, count, to, width, " + (f"!({ahead})" if ahead else "0")
         lines += self._calls(height, tall < tiles, width, wide < panels, arguments)
         last = [f"k + {shape.block} >= {shape.k}"] if shape.blocks > 1 else []
         if shape.repeats > 1:
@@ -259,7 +297,29 @@ class _Product:
         if last:
             lines.append(f"if ({' && '.join(last)})")
         lines += ["{", *self._finish(), "}"]
-        return [*lines, "}", "}", "}"]
+        return [*lines, "}", "}", "}", "}"]
+
+    def _left(self, height: int, tall: int) -> list[str]:
+        """Statements that copy rows of the left operand, and last the arguments of a tile function for it."""
+        shape, element = self.shape, self.shape.element
+        if shape.strips:
+            pack = pack_rows(self.context, element)
+            most = STRIP_TILES * height
+            return [
+                f"const int64_t start = tile - (tile - begin) % {STRIP_TILES};",
+                f"const int64_t top = start * {height} - (start > {tall} ? start - {tall} : 0);",
+                f"if (tile == start) {pack}(a + top, {shape.m}, count, "
+                f"{shape.m} - top < {most} ? {shape.m} - top : {most}, 0, copy, {shape.strip});",
+                f"copy + row - top, 1, {shape.strip}",
+            ]
+        if shape.left_copied:
+            pack, pitch = pack_rows(self.context, element), shape.block + LANES
+            return [
+                f"{pack}(a + row * {shape.k}, {shape.k}, rows, count, 0, copy, {pitch});",
+                f"copy, {pitch}, 1",
+            ]
+        row_step, k_step = (1, shape.m) if shape.transpose_a else (shape.k, 1)
+        return [f"a + row * {row_step}, {row_step}, {k_step}"]
 
     def _calls(self, height: int, short: bool, width: int, narrow: bool, arguments: str) -> list[str]:
         """The call of the tile function of the right size."""
@@ -272,39 +332,54 @@ class _Product:
                 lines.append(f"{test}{inner}{name}({arguments});")
         return lines
 
-    def _operands(self) -> list[str]:
-        """The left operand's address `a`, and the right one's `b` with its `pitch`: in place, or copied to the panel."""
+    def _operands(self, width: int, wide: int, panels: int) -> list[str]:
+        """The left operand's address `a`, the right one's `from`, and the panels of the group where they are copied."""
         shape, element = self.shape, self.shape.element
         left = f" + k * {shape.m}" if shape.transpose_a else " + k"
         lines = [f"const {element} *const a = {self.a.pointer} + {shape.left_at}{left};"]
+        place = "k" if shape.transpose_b else f"k * {shape.n}"
+        lines.append(f"const {element} *const from = {self.b.pointer} + {shape.right_at} + {place};")
+        if not shape.copies:
+            return lines
+        start = _start("p", width, wide, panels)
+        size = _width("p", width, wide, panels)
+        each = [
+            "for (int64_t p = first; p < behind; p++) {",
+            f"const int64_t column = {start}, width = {size};",
+            f"const int64_t valid = {shape.n} - column < width ? {shape.n} - column : width;",
+            f"{element} *const to = panel + (column - origin) * {shape.block};",
+        ]
         if shape.transpose_b:
-            lines.append(
-                f"const {element} *const from = {self.b.pointer} + {shape.right_at} + column * {shape.k} + k;"
-            )
             pack = pack_transposed(self.context, element)
-            lines.append(
-                f"{pack}(from, {shape.k}, count, {shape.n} - column < width ? {shape.n} - column : width, panel, width);"
-            )
-        else:
-            lines.append(
-                f"const {element} *const from = {self.b.pointer} + {shape.right_at} + k * {shape.n} + column;"
-            )
-            if not shape.copies:
-                if shape.n % LANES == 0:
-                    return [*lines, f"const {element} *const b = from; const int64_t pitch = {shape.n};"]
-                lines.append(f"const int copied = column + width > {shape.n};")
-                lines.append("if (copied) {")
-            pack = pack_rows(self.context, element)
-            lines.append(
-                f"{pack}(from, {shape.n}, count, {shape.n} - column < width ? {shape.n} - column : width, width, panel, width);"
-            )
-            if not shape.copies:
-                lines.append("}")
-                lines.append(
-                    f"const {element} *const b = copied ? panel : from; const int64_t pitch = copied ? width : {shape.n};"
-                )
-                return lines
-        return [*lines, f"const {element} *const b = panel; const int64_t pitch = width;"]
+            call = f"{pack}(from + column * {shape.k}, {shape.k}, count, valid, to, width);"
+            return [*lines, *each, call, "}"]
+        pack = pack_rows(self.context, element)  # some rows of every panel, so that memory is read in long runs
+        return [
+            *lines,
+            f"for (int64_t step = 0; step < count; step += {LANES}) {{",
+            f"const int64_t steps = count - step < {LANES} ? count - step : {LANES};",
+            *each,
+            f"{pack}(from + step * {shape.n} + column, {shape.n}, steps, valid, width, to + step * width, width);",
+            "}}",
+        ]
+
+    def _panel(self, width: int, wide: int, panels: int) -> list[str]:
+        """The place of panel `p`, and its numbers `b` with their `pitch`: copied, or in place."""
+        shape, element = self.shape, self.shape.element
+        start = _start("p", width, wide, panels)
+        lines = [f"const int64_t column = {start}, width = {_width('p', width, wide, panels)};"]
+        if shape.copies:
+            address = f"panel + (column - origin) * {shape.block}"
+            return [*lines, f"const {element} *const b = {address}; const int64_t pitch = width;"]
+        if shape.n % LANES == 0:
+            return [*lines, f"const {element} *const b = from + column; const int64_t pitch = {shape.n};"]
+        pack = pack_rows(self.context, element)
+        return [
+            *lines,
+            f"const int copied = column + width > {shape.n};",
+            f"if (copied && tile == begin) {pack}(from + column, {shape.n}, count, {shape.n} - column, width, panel, width);",
+            f"const {element} *const b = copied ? panel : from + column; const int64_t pitch = copied ? width : {shape.n};",
+        ]
 
     # ---- epilogue ----------------------------------------------------------------------------------------------------
 

@@ -165,9 +165,13 @@ def pack_rows(context: Context, element: str) -> str:
     there to `width` (up to 15 further ones are written)."""
     name = f"pack_rows_{element}"
     text = f"""{STATIC} void {name}(const {element} *from, int64_t stride, int64_t rows, int64_t columns, int64_t width, {element} *to, int64_t pitch) {{
+const int64_t next = rows * stride;
 for (int64_t r = 0; r < rows; r++, from += stride, to += pitch) {{
 int64_t c = 0;
-for (; c + 16 <= columns; c += 16) store_{element}(to + c, load_{element}(from + c));
+for (; c + 16 <= columns; c += 16) {{
+__builtin_prefetch(from + next + c, 0, 2);
+store_{element}(to + c, load_{element}(from + c));
+}}
 if (c < columns) {{ store_{element}(to + c, load_partial_{element}(from + c, (int)(columns - c))); c += 16; }}
 for (; c < width; c += 16) store_{element}(to + c, broadcast_{element}(0));
 }}
