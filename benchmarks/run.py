@@ -29,11 +29,15 @@ PEER_ENVIRONMENT = {  # PyTorch's fastest setting for its allocator
 }
 
 
+def environment_of(side: str, threads: int) -> dict[str, str]:
+    """The environment of a worker's process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "THALWEG_THREADS": str(threads)}
+    return environment if side == "thalweg" else {**environment, **PEER_ENVIRONMENT}
+
+
 def measure(case: str, side: str, threads: int) -> float:
     """Median seconds of one fresh process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "THALWEG_THREADS": str(threads)}
-    if side != "thalweg":
-        environment.update(PEER_ENVIRONMENT)
+    environment = environment_of(side, threads)
     command = [sys.executable, str(HERE / "cases.py"), case, side, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
