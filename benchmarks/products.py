@@ -1,12 +1,13 @@
 """A sweep of matrix products of random shapes against PyTorch (MKL, oneDNN).
 
-    python benchmarks/products.py                      # 200 shapes, float32, 1 and 2 threads, 3 processes a side
+    python benchmarks/products.py                      # 200 shapes, float32, 1 and 2 threads
     python benchmarks/products.py --shapes 40 --processes 1 --dtype bfloat16 --markdown products.md
 
-Extents are drawn from 1 to 4096, log-uniformly, and each operand is transposed or not, by a seed. Both sides run in fresh
-processes, alternating A B A B; each process times every shape (the fastest of several calls) and both sides are called
-through their public interface, so that small shapes count what a call costs. The ratio of a shape is PyTorch's time
-divided by Thalweg's, pair by pair; its median is printed, and the geometric mean over the shapes.
+Extents are drawn from 1 to 4096, log-uniformly, and each operand is transposed or not, by a seed. Both
+sides run in fresh processes, alternating A B A B; each process times every shape (the fastest of several
+calls) and both sides are called through their public interface, so that small shapes count what a call
+costs. The ratio of a shape is PyTorch's time divided by Thalweg's, pair by pair; its median is printed, and
+the geometric mean over the shapes.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def draw(count: int, seed: int) -> list[Product]:
     random = np.random.default_rng(seed)
     products: list[Product] = []
     while len(products) < count:
-        m, n, k = (int(round(math.exp(x))) for x in random.uniform(0, math.log(LARGEST), 3))
+        m, n, k = (round(math.exp(x)) for x in random.uniform(0, math.log(LARGEST), 3))
         a, b = (bool(flag) for flag in random.integers(0, 2, 2))
         if 2.0 * m * n * k <= MOST_OPERATIONS:
             products.append(Product(m, n, k, a, b))
@@ -134,8 +135,8 @@ def report(products: list[Product], options: argparse.Namespace, threads: int) -
     mean = math.exp(statistics.fmean(math.log(ratio) for ratio, _, _ in rows))
     slow = [row for row in rows if row[0] < SLOW]
     lines = [
-        f"{options.dtype}, {threads} thread{'s' if threads > 1 else ''}: geometric mean of PyTorch / Thalweg over "
-        f"{len(rows)} shapes {mean:.2f}, median {rows[len(rows) // 2][0]:.2f}, "
+        f"{options.dtype}, {threads} thread{'s' if threads > 1 else ''}: geometric mean of PyTorch / Thalweg "
+        f"over {len(rows)} shapes {mean:.2f}, median {rows[len(rows) // 2][0]:.2f}, "
         f"{len(slow)} slower than PyTorch by more than {1 - SLOW:.0%}",
         "",
     ]
