@@ -261,7 +261,7 @@ def test_other_endings_are_refused(tmp_path: Path) -> None:
     graph = inference_graph(models.LeNet())
     with pytest.raises(ArgumentError, match=r"g\.png'.*must end in \.svg \(a picture\) or \.txt"):
         viz.draw(graph, tmp_path / "g.png")
-    with pytest.raises(ArgumentError, match="draw takes a graph, received a LeNet"):
+    with pytest.raises(ArgumentError, match="draw takes a graph or a plan, received a LeNet"):
         viz.draw(models.LeNet(), tmp_path / "g.svg")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="the directory does not exist"):
         viz.draw(graph, tmp_path / "absent" / "g.svg")

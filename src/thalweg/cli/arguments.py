@@ -179,6 +179,13 @@ def _inspection(command: Callable[[str, str, str], _Parser]) -> None:
     plan.add_argument("--threads", type=_at_least_one, help="for the sum of memory (default: all CPUs)")
     plan.add_argument("--inference", action="store_true", help="the forward pass alone")
     plan.add_argument("--json", action="store_true", help="for other programs")
+    plan.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=_drawing,
+        help="a picture of the memory over time (.svg) or the whole table (.txt) instead of printing",
+    )
     command("doctor", "doctor", "report compiler, flags, cache, threads, accelerators and versions")
 
 

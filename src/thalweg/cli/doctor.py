@@ -107,6 +107,16 @@ def _threads() -> list[str]:
     return [f"{settings.threads()} (this process may use {available_cpus()} of {os.cpu_count()} CPUs)"]
 
 
+def _limits() -> list[str]:
+    from thalweg.codegen.c.build import find_compiler
+    from thalweg.plan import machine
+    from thalweg.runtime import limits
+
+    if find_compiler() is None:
+        return [str(machine(settings.threads()))]
+    return [f"{limits.measure(settings.threads())} (kept for `thalweg plan`)"]
+
+
 def _accelerators() -> list[str]:
     return ["none: this version runs on the CPU"]
 
@@ -144,6 +154,7 @@ _REPORTS: dict[str, Callable[[], list[str]]] = {
     "compiler": _compiler,
     "cache": _cache,
     "threads": _threads,
+    "limits": _limits,
     "accelerators": _accelerators,
     "environment": _environment,
     "trial": _trial,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from thalweg import optim, viz
@@ -25,19 +26,20 @@ def graph(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """The command: phases, kernels, buffers and bytes."""
+    """The command: phases, kernels, buffers, bytes and the least time; or a file."""
     function, examples = _traced(options.model, options.batch_size, not options.inference)
     found = function.plan(*examples)
     threads = options.threads or settings.threads()
-    print(found.json(threads) if options.json else found.text(threads))
+    if options.output is not None:
+        found.draw(options.output)
+        print(f"{options.output}: {found.total_bytes(threads):,} bytes", file=sys.stderr)
+    if options.json or options.output is None:
+        print(found.json(threads) if options.json else found.text(threads))
     return 0
 
 
 def _traced(name: str, batch_size: int, training: bool) -> tuple[Any, tuple[Any, ...]]:
-    """The compiled training step (or forward pass) of a model, and stand-ins for its arguments.
-
-    The numpy backend, because a graph and a plan need no compiler.
-    """
+    """The compiled training step (or forward pass) of a model, and stand-ins for its arguments."""
     model = runs.make_model(name)
     images = spec((batch_size, 1, 28, 28), "float32")
     if not training:
@@ -46,7 +48,7 @@ def _traced(name: str, batch_size: int, training: bool) -> tuple[Any, tuple[Any,
         def forward(images: Any) -> Any:
             return model(images)
 
-        return compile(forward, backend="numpy"), (images,)
+        return compile(forward), (images,)
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
     def training_step(images: Any, labels: Any) -> Any:
@@ -54,4 +56,4 @@ def _traced(name: str, batch_size: int, training: bool) -> tuple[Any, tuple[Any,
         optimizer.minimize(loss)
         return loss
 
-    return compile(training_step, backend="numpy"), (images, spec((batch_size,), "int64"))
+    return compile(training_step), (images, spec((batch_size,), "int64"))

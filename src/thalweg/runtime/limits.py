@@ -14,6 +14,8 @@ from functools import cache
 
 import numpy as np
 
+from thalweg.plan.machine import Machine, machine, store
+
 ACCUMULATORS = 12  # independent chains: more than latency times throughput of one multiply-add
 STEPS = 200_000
 STREAM_BYTES = 64 << 20  # per thread: far beyond any core's share of the caches
@@ -86,3 +88,9 @@ def bytes_per_second(threads: int = 1) -> float:
     stream = _library().stream
     seconds = _best(lambda t: stream(arrays[t].ctypes.data, arrays[t].size), threads, 5)
     return threads * STREAM_BYTES / seconds
+
+
+def measure(threads: int) -> Machine:
+    """The limits for that many threads, measured now and kept for the plans of later processes."""
+    store(threads, operations_per_second(threads), bytes_per_second(threads))
+    return machine(threads)

@@ -91,7 +91,7 @@ def _dump(directory: Path, graph: Graph, plan: Plan, text: str) -> None:
 
     directory.mkdir(parents=True, exist_ok=True)
     name = file_name(graph)
-    (directory / f"{name}.plan.txt").write_text(plan.text(), encoding="utf-8")
+    (directory / f"{name}.plan.txt").write_text(plan.text(limit=None), encoding="utf-8")
     (directory / f"{name}.plan.json").write_text(plan.json(), encoding="utf-8")
     (directory / f"{name}.c").write_text(text, encoding="utf-8")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from thalweg.graph import Graph, Node, State, Value, located
 from thalweg.graph.build import Builder, using
 from thalweg.ops.elementwise import StopGradient
-from thalweg.plan import LANES, MOST_SLOTS, Buffer, Kernel, Phase, Plan, Scope, Target, check
+from thalweg.plan import LANES, MOST_SLOTS, Buffer, Kernel, Phase, Plan, Scope, Target, check, failing_nodes
 from thalweg.schedule.batch import Batch, find_batch
 from thalweg.schedule.fuse import Fusion, is_array
 from thalweg.schedule.memory import place
@@ -175,11 +175,6 @@ def _producers(kernel: Kernel) -> set[int]:
 # ---- levels and phases -----------------------------------------------------------------------------------
 
 
-def can_fail(kernel: Kernel) -> bool:
-    """May the kernel meet an index out of range?"""
-    return any(node.op.checked for node in kernel.nodes)
-
-
 def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
     """For `id(kernel)` the number of barriers before it. Updates of state come after every read of the
     old value, and after every kernel that can fail; a new value that is needed before that goes to memory
@@ -204,7 +199,8 @@ def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
     for kernel in kernels:
         for producer in producers[id(kernel)]:
             behind[id(producer)].append(kernel)
-    failing = [k for k in kernels if can_fail(k)]
+    risky = failing_nodes(graph)
+    failing = {id(k): k for k in kernels if any(id(node) in risky for node in k.nodes)}
     readers: dict[int, list[Kernel]] = {}
     for kernel in kernels:
         for value in kernel.reads:
@@ -214,14 +210,10 @@ def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
         if not entries:
             continue
         befores = {id(e.before) for e in entries}
-        before = [*failing, *(k for value in befores for k in readers.get(value, ()))]
+        before = [*failing.values(), *(k for value in befores for k in readers.get(value, ()))]
         earlier = list({id(k): k for k in before if k is not kernel}.values())
         waiting = _waiting_for(kernel, behind)
-        if (
-            any(id(k) in waiting for k in earlier)
-            or can_fail(kernel)
-            or not _aligned(kernel, befores)
-        ):
+        if any(id(k) in waiting for k in earlier) or id(kernel) in failing or not _aligned(kernel, befores):
             kernel.detail["copy"] = [id(e.after) for e in entries]
         else:
             after[id(kernel)] = earlier
@@ -241,7 +233,9 @@ def assign_levels(kernels: list[Kernel], graph: Graph) -> dict[int, int]:
                 levels[id(kernel)] = level
                 changed = True
         if not changed:
-            return _sink(kernels, levels, producers, after)
+            results = {id(value) for value in graph.results}
+            levels = _sink(kernels, levels, producers, after)
+            return _raise(kernels, levels, producers, after, failing, results)
     raise AssertionError("the kernels depend on each other in a circle")
 
 
@@ -265,6 +259,43 @@ def _sink(
         for other in after[id(kernel)]:
             bound[id(other)] = min(bound[id(other)], own - 1)
     return bound
+
+
+def _raise(
+    kernels: list[Kernel],
+    levels: dict[int, int],
+    producers: dict[int, list[Kernel]],
+    after: dict[int, list[Kernel]],
+    failing: dict[int, Kernel],
+    results: set[int],
+) -> dict[int, int]:
+    """Kernels outside the batch as early as what they need allows, where that takes less memory: those
+    whose results are smaller than the operands that they alone keep alive. Updates of state, whose results
+    take none, run right behind the gradient; what may fail holds updates back and never waits."""
+    level = dict(levels)
+    computed = {id(root) for kernel in kernels for root in kernel.roots}
+    readers: dict[int, list[Kernel]] = {}
+    for kernel in kernels:
+        for value in kernel.reads:
+            readers.setdefault(id(value), []).append(kernel)
+    position = {id(kernel): number for number, kernel in enumerate(kernels)}
+    for kernel in sorted(kernels, key=lambda k: (level[id(k)], position[id(k)])):
+        if kernel.role in ("map", "partial"):
+            continue
+        own = level[id(kernel)]
+        needed = [*producers[id(kernel)], *after[id(kernel)]]
+        earliest = max((level[id(k)] + 1 for k in needed), default=0)
+        if earliest >= own:
+            continue
+        kept = [
+            v
+            for v in kernel.reads
+            if id(v) in computed and all(k is kernel or level[id(k)] < own for k in readers[id(v)])
+        ]
+        made = sum(v.type.nbytes for v in kernel.roots if id(v) not in results)
+        if id(kernel) in failing or not made or made < sum(v.type.nbytes for v in kept):
+            level[id(kernel)] = earliest
+    return level
 
 
 def _waiting_for(kernel: Kernel, behind: dict[int, list[Kernel]]) -> set[int]:

@@ -272,7 +272,7 @@ class Compiled(Traceable):
         """What runs for these arguments: phases, kernels, buffers and exact bytes; nothing is compiled."""
         from thalweg.runtime.program import make_plan
 
-        return make_plan(self._inspected(args, kwargs, run=False).graph)
+        return make_plan(self._inspected(args, kwargs, run=False).graph, self.options.target)
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The C text of the program for these arguments; no compiler is needed."""

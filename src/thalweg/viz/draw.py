@@ -1,4 +1,4 @@
-"""`draw`: a graph to a file, in the form that the file's name asks for."""
+"""`draw`: a graph or a plan to a file, in the form that the file's name asks for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from thalweg.errors import ArgumentError
 from thalweg.graph import Graph
 from thalweg.io.files import atomic_write
+from thalweg.plan import Plan
+from thalweg.viz.arena import arena_svg
 from thalweg.viz.picture import picture
 from thalweg.viz.rows import rows
 from thalweg.viz.svg import svg
@@ -19,20 +21,26 @@ def table(graph: Graph) -> str:
     return rows(picture(graph))
 
 
-def draw(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Draw `graph` to `path`: a picture (`.svg`) or a table (`.txt`).
+def draw(drawn: Graph | Plan, path: str | os.PathLike[str]) -> None:
+    """Draw a graph or a plan to `path`: a picture (`.svg`) or a table (`.txt`).
 
-    Composites stay whole; the forward part, its gradient and the update of the state are told apart. Every
-    box shows the op, the module, its output, the bytes of that and the arithmetic operations. Raises
-    `ArgumentError` for another ending, and `DataError` when the file cannot be written.
+    Of a graph, composites stay whole; the forward part, its gradient and the update of the state are told
+    apart. Every box shows the op, the module, its output, the bytes of that and the arithmetic operations.
+    Of a plan, the picture shows the arena over time. Raises `ArgumentError` for another ending, and
+    `DataError` when the file cannot be written.
     """
-    if not isinstance(graph, Graph):
+    if not isinstance(drawn, (Graph, Plan)):
         raise ArgumentError(
-            f"draw takes a graph, received a {type(graph).__name__}; write draw(compiled.graph(x, y), path)"
+            f"draw takes a graph or a plan, received a {type(drawn).__name__}; write "
+            "draw(compiled.graph(x, y), path)"
         )
     ending = os.path.splitext(os.fspath(path))[1].lower()
     if ending not in _FORMS:
         raise ArgumentError(
             f"cannot draw to {os.fspath(path)!r}: the name must end in .svg (a picture) or .txt (a table)"
         )
-    atomic_write(path, _FORMS[ending](picture(graph)).encode())
+    if isinstance(drawn, Plan):
+        text = arena_svg(drawn) if ending == ".svg" else drawn.text(limit=None) + "\n"
+    else:
+        text = _FORMS[ending](picture(drawn))
+    atomic_write(path, text.encode())

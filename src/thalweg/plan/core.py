@@ -8,7 +8,6 @@ a task and never a result.
 from __future__ import annotations
 
 import bisect
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from thalweg.config import settings
 from thalweg.errors import GraphError
-from thalweg.graph import Graph, Node, Value
+from thalweg.graph import Graph, Node, Value, function
 from thalweg.ops.sources import Constant
+from thalweg.plan import report
+from thalweg.plan.machine import machine
 from thalweg.types import Span, Type
 
 LANES = 16  # virtual lanes of every vector, whatever the instruction set
@@ -229,94 +231,50 @@ class Plan:
     def bytes_of(self, scope: Scope) -> int:
         return sum(buffer.total for buffer in self.all_buffers if buffer.scope is scope)
 
-    def memory(self, threads: int = 1) -> dict[str, int]:
-        """Exact bytes by role for that many threads."""
+    def memory(self, threads: int | None = None) -> dict[str, int]:
+        """Exact bytes by role for so many threads (None: the setting). A kernel's packed copies of its
+        operands are in the scratch, which each thread has for itself."""
         return {
             "inputs": sum(b.nbytes for b in self.inputs),
             "outputs": sum(b.nbytes for b in self.outputs),
             "state": sum(b.nbytes for b in self.state),
             "constants": sum(b.nbytes for b in self.constants),
             "arena": self.arena_bytes,
-            "scratch": self.thread_bytes * threads,
+            "scratch": self.thread_bytes * (threads or settings.threads()),
         }
+
+    def total_bytes(self, threads: int | None = None) -> int:
+        """All bytes that a call works with: the sum of `memory`."""
+        return sum(self.memory(threads).values())
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that a call moves at least: each input and state read, each result written, once."""
+        changed = sum(e.before.type.nbytes for e in self.graph.state if e.after is not None)
+        return sum(b.nbytes for b in (*self.inputs, *self.outputs, *self.state, *self.constants)) + changed
+
+    def least_seconds(self, threads: int | None = None) -> float:
+        """A lower bound on the time of a call on this machine: no kernel beats the peak of the arithmetic,
+        and what does not fit the cache comes from memory. `thalweg.plan.machine` has the figures."""
+        found = machine(threads)
+        return found.seconds(self.operations, max(0, self.moved_bytes - found.cache_bytes))
 
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, threads: int = 1) -> str:
-        """Totals, then phases with their kernels, then buffers by size."""
-        memory = self.memory(threads)
-        lines = [
-            f"plan of {self.graph.name}: {self.operations:,} operations, "
-            f"{sum(memory.values()):,} bytes ("
-            + ", ".join(f"{name} {count:,}" for name, count in memory.items())
-            + f") with {threads} thread{'s' if threads > 1 else ''}"
-        ]
-        for number, phase in enumerate(self.phases):
-            how = f"{phase.tasks} tasks"
-            if phase.batch:
-                how += f" over {phase.extent} samples, blocks of {phase.block}"
-            lines.append(f"phase {number}: {how}")
-            for kernel in phase.kernels:
-                shapes = ", ".join(str(root.type) for root in kernel.roots)
-                spans = ", ".join(map(str, kernel.where[:3]))
-                lines.append(
-                    f"  {kernel.name:<34} {kernel.role:<8} -> {shapes:<32} {kernel.operations:>14,} ops "
-                    f"{kernel.traffic:>12,} B  # {spans}"
-                )
-        lines.append("buffers:")
-        for buffer in sorted(self.all_buffers, key=lambda b: -b.total):
-            layout = f" lanes on axis {buffer.lane_axis}" if buffer.lane_axis is not None else ""
-            lines.append(
-                f"  {buffer.scope.value:<8} {buffer.total:>12,} B  {buffer.type!s:<24}{layout} {buffer.name}"
-                + (f"  [{buffer.module}]" if buffer.module else "")
-                + (f"  # {buffer.where[0]}" if buffer.where else "")
-            )
-        return "\n".join(lines)
+    def text(self, threads: int | None = None, limit: int | None = 60) -> str:
+        """Bytes, operations and the least time for so many threads (None: the setting), then phases with
+        their kernels and the largest buffers; at most `limit` of each (None: all)."""
+        return report.text(self, threads or settings.threads(), limit)
 
-    def json(self, threads: int = 1) -> str:
-        """The same facts as JSON, for tools."""
-        return json.dumps(
-            {
-                "graph": self.graph.name,
-                "operations": self.operations,
-                "memory": self.memory(threads),
-                "phases": [
-                    {
-                        "tasks": phase.tasks,
-                        "batch": phase.batch,
-                        "block": phase.block,
-                        "kernels": [
-                            {
-                                "name": kernel.name,
-                                "role": kernel.role,
-                                "operations": kernel.operations,
-                                "bytes": kernel.traffic,
-                                "where": [f"{span.file}:{span.line}" for span in kernel.where],
-                            }
-                            for kernel in phase.kernels
-                        ],
-                    }
-                    for phase in self.phases
-                ],
-                "buffers": [
-                    {
-                        "name": b.name,
-                        "type": str(b.type),
-                        "scope": b.scope.value,
-                        "bytes": b.total,
-                        "offset": b.offset,
-                        "first": b.first,
-                        "last": b.last,
-                        "op": b.op,
-                        "module": b.module,
-                        "where": [f"{span.file}:{span.line}" for span in b.where],
-                    }
-                    for b in self.all_buffers
-                ],
-            },
-            indent=1,
-        )
+    def json(self, threads: int | None = None) -> str:
+        """The same facts as JSON, for tools: every kernel and every buffer."""
+        return report.json_text(self, threads or settings.threads())
+
+    def draw(self, path: Any) -> None:
+        """Write a picture (`.svg`) of the arena over time to a file: every buffer from the phase that
+        writes it to the last that reads it, at its offset."""
+        function("draw")(self, path)
 
 
 def check(plan: Plan) -> None:
@@ -338,10 +296,33 @@ def check(plan: Plan) -> None:
     contents.finish()
 
 
+def failing_nodes(graph: Graph) -> set[int]:
+    """Ids of the nodes that may meet an index out of range when all nodes before them have not.
+
+    The scatter in the gradient of a gather has its indices and never fails: it need not come before updates.
+    """
+    found: set[int] = set()
+    checked: dict[tuple[int, int], bool] = {}  # (id(indices), extent of the axis) -> may they be negative?
+    for node in graph.nodes:
+        if not node.op.checked:
+            continue
+        indices = node.inputs[1]
+        while indices.node is not None and indices.node.op.name == "reshape":
+            indices = indices.node.inputs[0]
+        key = (id(indices), node.inputs[0].shape[node.op.axis])  # type: ignore[attr-defined]
+        wraps = getattr(node.op, "wrap", True)
+        if key in checked and (wraps or not checked[key]):
+            continue
+        checked[key] = wraps
+        found.add(id(node))
+    return found
+
+
 def _check_failures(plan: Plan) -> None:
     """A call that fails must leave the state as it was: checks come before the first phase that changes
     it."""
     updated = False
+    risky = failing_nodes(plan.graph)
     for number, phase in enumerate(plan.phases):
         updated = updated or any(
             plan.buffer_of(kernel, number, root, True).scope is Scope.STATE
@@ -349,7 +330,7 @@ def _check_failures(plan: Plan) -> None:
             for root in kernel.roots
         )
         for kernel in phase.kernels if updated else ():
-            if any(node.op.checked for node in kernel.nodes):
+            if any(id(node) in risky for node in kernel.nodes):
                 raise GraphError(
                     f"kernel {kernel.name} of phase {number} may fail when state has been changed already"
                 )
