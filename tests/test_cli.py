@@ -70,9 +70,12 @@ def thalweg_process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
         (["train", "lenet", "--epoch", "3"], "there is no option --epoch. Did you mean --epochs?"),
         (["train", "lenet", "--batchsize=3"], "there is no option --batchsize. Did you mean --batch-size?"),
         (["trian", "lenet"], "there is no 'trian'; write one of train, evaluate, .*Did you mean train\\?"),
-        (["train", "lenett"], "there is no 'lenett'; write one of lenet, mlp. Did you mean lenet\\?"),
+        (
+            ["train", "lenett"],
+            "there is no 'lenett'; write one of lenet, mlp, resnet, gpt, lstm. Did you mean lenet\\?",
+        ),
         (["train", "lenet", "mlp"], "'mlp' is one word too many"),
-        (["train"], "name the model to train: lenet or mlp"),
+        (["train"], "name the model to train: lenet, mlp, resnet, gpt or lstm"),
         (
             ["train", "lenet", "--epochs", "x"],
             "--epochs: expected a whole number of at least 1, received 'x'",

@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             return int(options.command(options))
+        except UsageError as error:  # options that do not go together
+            print(error, file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             print("thalweg: interrupted", file=sys.stderr)
             return 130

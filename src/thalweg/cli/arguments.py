@@ -16,7 +16,24 @@ from typing import Any, NoReturn
 
 from thalweg.version import __version__
 
-MODELS = ("lenet", "mlp")
+MODELS = ("lenet", "mlp", "resnet")  # of images
+TEXT_MODELS = ("gpt", "lstm")
+# Options of `train` that only one of the two kinds has.
+IMAGE_OPTIONS = ("data", "data_dir", "epochs", "momentum", "augment")
+TEXT_OPTIONS = (
+    "text",
+    "tokenizer",
+    "layers",
+    "heads",
+    "width",
+    "context",
+    "dropout",
+    "steps",
+    "warmup",
+    "weight_decay",
+    "evaluate_every",
+    "sample",
+)
 SCHEDULES = ("none", "cosine", "step", "onecycle")
 
 _DESCRIPTION = "Train, evaluate and inspect networks. Each command has its own --help."
@@ -24,6 +41,8 @@ _EPILOG = """\
 examples:
   thalweg train lenet                       MNIST where it can be had, else the digits in the package
   thalweg train lenet --data mnist --epochs 12
+  thalweg train gpt --text book.txt
+  thalweg generate runs/gpt-1 --prompt "Once upon a time"
   thalweg evaluate                          the network trained last in ./runs
   thalweg predict seven.png
   thalweg graph lenet --gradient -o step.svg
@@ -62,13 +81,18 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     return f". Did you mean {close[0]}?" if close else ""
 
 
+def _either(names: Sequence[str]) -> str:
+    """`lenet, mlp or gpt`."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line; raises `UsageError`."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     used: _Parser = options.parser
     if options.command.__name__ == "train" and options.model is None and options.resume is None:
-        used.error(f"name the model to train: {' or '.join(MODELS)}")
+        used.error(f"name the model to train: {_either(MODELS + TEXT_MODELS)}")
     if rest:
         word = rest[0].partition("=")[0]
         if word.startswith("-"):
@@ -117,25 +141,29 @@ def _later(module: str, name: str) -> Callable[[argparse.Namespace], int]:
 def _train(parser: _Parser) -> None:
     parser.add_argument(
         "model",
-        choices=MODELS,
+        choices=MODELS + TEXT_MODELS,
         metavar="model",
         nargs="?",
-        help=f"{' or '.join(MODELS)}; not needed with --resume",
+        help=f"of images: {_either(MODELS)}; of text: {_either(TEXT_MODELS)}; not needed with --resume",
     )
-    _data(parser, "default: auto, MNIST where it can be had, else the digits in the package")
     add = parser.add_argument
-    add("--epochs", type=_at_least_one, help="passes over the training images (default: mnist 3, digits 40)")
-    add("--batch-size", type=_at_least_one, help="images per step (default: 64)")
-    add("--lr", type=_positive, help="learning rate, the highest where a schedule changes it (default: 0.05)")
-    add("--momentum", type=_momentum, help="of stochastic gradient descent (default: 0.9)")
-    add("--schedule", choices=SCHEDULES, help="of the learning rate (default: onecycle)")
     add(
-        "--augment",
-        choices=("none", "shift"),
-        help="shift: move training images by up to 2 pixels (the default)",
+        "--batch-size",
+        type=_at_least_one,
+        help="samples per step (default: 64 images; gpt 16, lstm 32 windows of text)",
+    )
+    add(
+        "--lr",
+        type=_positive,
+        help="learning rate, the highest where a schedule changes it (default: 0.05; text 0.002)",
+    )
+    add(
+        "--schedule", choices=SCHEDULES, help="of the learning rate (default: onecycle; text: cosine or none)"
     )
     add("--seed", type=_seed, help="of initial weights, order and shifts (default: 0)")
     _running(parser)
+    _train_images(parser.add_argument_group("models of images"))
+    _train_text(parser.add_argument_group("models of text"))
     add(
         "--out",
         help="directory for the checkpoint and the curves (default: the next free ./runs/<model>-<n>)",
@@ -143,7 +171,39 @@ def _train(parser: _Parser) -> None:
     add("--resume", metavar="CHECKPOINT", help="continue this run; its settings hold unless given anew")
 
 
-def _data(parser: _Parser, default: str) -> None:
+def _train_images(group: Any) -> None:
+    _data(group, "default: auto, MNIST where it can be had, else the digits in the package")
+    add = group.add_argument
+    add("--epochs", type=_at_least_one, help="passes over the training images (default: mnist 3, digits 40)")
+    add("--momentum", type=_momentum, help="of stochastic gradient descent (default: 0.9)")
+    add(
+        "--augment",
+        choices=("none", "shift"),
+        help="shift: move training images by up to 2 pixels (the default)",
+    )
+
+
+def _train_text(group: Any) -> None:
+    add = group.add_argument
+    add("--text", metavar="FILE", help="a plain text file in UTF-8; its last tenth is for validation")
+    add(
+        "--tokenizer",
+        metavar="character|byte|FILE",
+        help="what a token is; FILE: a tokenizer.json of Hugging Face (default: character)",
+    )
+    add("--layers", type=_at_least_one, help="default: gpt 4, lstm 2")
+    add("--heads", type=_at_least_one, help="of attention (gpt only; default: 4)")
+    add("--width", type=_at_least_one, help="size of the states (default: gpt 256, lstm 512)")
+    add("--context", type=_at_least_one, help="tokens in a window (default: gpt 256, lstm 128)")
+    add("--dropout", type=_momentum, help="default: 0.1")
+    add("--steps", type=_at_least_one, help="training steps (default: gpt 2000, lstm 3000)")
+    add("--warmup", type=_not_negative, help="steps in which the learning rate rises (default: 100)")
+    add("--weight-decay", type=_decay, help="of AdamW (default: 0.1)")
+    add("--evaluate-every", type=_at_least_one, metavar="STEPS", help="default: 250")
+    add("--sample", type=_not_negative, metavar="TOKENS", help="written at each evaluation (default: 200)")
+
+
+def _data(parser: Any, default: str) -> None:
     parser.add_argument("--data", choices=("auto", "mnist", "digits"), help=default)
     parser.add_argument("--data-dir", help="directory with the four MNIST files (plain or .gz)")
 
@@ -210,6 +270,14 @@ def _drawing(text: str) -> Any:
 
 def _at_least_one(text: str) -> Any:
     return _value(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def _not_negative(text: str) -> Any:
+    return _value(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def _decay(text: str) -> Any:
+    return _value(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
 
 
 def _seed(text: str) -> Any:

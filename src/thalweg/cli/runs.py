@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.cli.arguments import MODELS
+from thalweg.cli.arguments import MODELS, TEXT_MODELS
 from thalweg.errors import DataError
 from thalweg.train import Checkpoint, read_checkpoint
 
@@ -27,7 +27,7 @@ def make_model(name: str) -> Module:
     """A new model of the command line."""
     from thalweg import models
 
-    makers: dict[str, Any] = {"lenet": models.LeNet, "mlp": models.MLP}
+    makers: dict[str, Any] = {"lenet": models.LeNet, "mlp": models.MLP, "resnet": models.small_resnet}
     made: Module = makers[name]()
     return made
 
@@ -83,7 +83,8 @@ def checkpoint_path(given: str | None) -> Path:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint that the command line has written. Raises `DataError` for any other file."""
     found = read_checkpoint(path)
-    if found.metadata.get("model") not in MODELS or found.metadata.get("data") not in ("mnist", "digits"):
+    known = {**dict.fromkeys(MODELS, ("mnist", "digits")), **dict.fromkeys(TEXT_MODELS, ("text",))}
+    if found.metadata.get("data") not in known.get(found.metadata.get("model", ""), ()):
         raise DataError(
             f"{os.fspath(path)!r} was not written by `thalweg train`: it does not name its model and data; "
             "load it in Python with thalweg.train.load_checkpoint(path, model)"

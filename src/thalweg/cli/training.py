@@ -1,4 +1,8 @@
-"""`thalweg train`: train a network, write checkpoint and curves, and say how good it is on test images."""
+"""`thalweg train`: train a network, write checkpoint and curves, and say how good it is.
+
+In: options of the command line. Out: a run's directory. What all runs have in common is here;
+`cli.images` and `cli.text` say what is trained on what.
+"""
 
 from __future__ import annotations
 
@@ -9,58 +13,65 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from thalweg import nn, optim, viz
+from thalweg import optim, viz
 from thalweg import train as training
 from thalweg.cli import runs
-from thalweg.cli.sources import Source, background, choose
+from thalweg.cli.arguments import IMAGE_OPTIONS, TEXT_MODELS, TEXT_OPTIONS, UsageError
 from thalweg.config import settings
-from thalweg.data import DataLoader, RandomShift
 from thalweg.errors import DataError
-from thalweg.tensor import default_generator, manual_seed
-
-SHIFT = 2  # pixels
-EPOCHS = {"mnist": 3, "digits": 40}
-DEFAULTS: dict[str, Any] = {
-    "batch_size": 64,
-    "lr": 0.05,
-    "momentum": 0.9,
-    "schedule": "onecycle",
-    "augment": "shift",
-    "seed": 0,
-}
-_TEST_BATCH = 1000
+from thalweg.nn.module import Module
+from thalweg.tensor import default_generator
 
 
 def train(options: argparse.Namespace) -> int:
     """The command."""
     resumed = None if options.resume is None else runs.checkpoint_path(options.resume)
     saved = None if resumed is None else runs.open_checkpoint(resumed)
-    chosen = _settings(options, {} if saved is None else saved.metadata)
+    kind = _kind(options, saved)
+    chosen = choose_settings(kind.defaults_of, options, {} if saved is None else saved.metadata)
     if resumed is None:
         directory = runs.new_directory(options.out, chosen["model"])
     else:
         directory = runs.usable(resumed.parent if options.out is None else Path(options.out))
-    source = choose(chosen["data"], options.data_dir)
-    chosen.update(data=source.name)
-    chosen.setdefault("epochs", EPOCHS[source.name])
-    if saved is not None and len(saved.history.epochs) >= chosen["epochs"]:
-        done = len(saved.history.epochs)
-        print(f"{resumed} has {done} epochs already; --epochs {2 * done}, for example, trains on")
-        return 0
     settings.set_threads(options.threads)
-    run = _Run(chosen, source, directory)
+    run = kind(chosen, directory, options, saved)
+    if saved is not None and len(saved.history.epochs) >= run.epochs:
+        print(f"{resumed} has {run.longer}, for example, trains on")
+        return 0
     run.announce()
     return run.go(resumed, options.backend)
 
 
-def _settings(options: argparse.Namespace, saved: Mapping[str, str]) -> dict[str, Any]:
+def _kind(options: argparse.Namespace, saved: training.Checkpoint | None) -> type[Run]:
+    """The class of the run for that model; raises `UsageError` for options that it does not have."""
+    model = options.model or ("" if saved is None else saved.metadata["model"])
+    of_text = model in TEXT_MODELS
+    for name in IMAGE_OPTIONS if of_text else TEXT_OPTIONS:
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"thalweg train {model}: --{name.replace('_', '-')} is for models of "
+                f"{'images' if of_text else 'text'}\nSee thalweg train --help."
+            )
+    if of_text:
+        from thalweg.cli.text import TextRun
+
+        return TextRun
+    from thalweg.cli.images import ImageRun
+
+    return ImageRun
+
+
+def choose_settings(
+    defaults_of: Any, options: argparse.Namespace, saved: Mapping[str, str]
+) -> dict[str, Any]:
     """What holds for this run: what was given, else what the resumed run had, else the defaults."""
     before = json.loads(saved["settings"]) if "settings" in saved else {}
-    found = {**DEFAULTS, "data": "auto", **before}
-    for name in (*DEFAULTS, "epochs", "data", "model"):
-        if getattr(options, name) is not None:
+    model = options.model or before.get("model")
+    found = {"model": model, **defaults_of(model), **before}
+    for name in found:
+        if getattr(options, name, None) is not None:
             found[name] = getattr(options, name)
     for name in ("model", "data"):
         if name in saved and found[name] != saved[name]:
@@ -71,38 +82,59 @@ def _settings(options: argparse.Namespace, saved: Mapping[str, str]) -> dict[str
     return found
 
 
-class _Run:
-    """A training run of the command line."""
+class Run:
+    """A training run of the command line. A subclass makes the parts and says what they are."""
 
-    def __init__(self, chosen: Mapping[str, Any], source: Source, directory: Path) -> None:
+    model: Module
+    loader: Any
+    optimizer: optim.Optimizer
+    schedule: optim.Schedule | None
+    epochs: int
+    title: str  # of the curves
+    longer: str  # what there is at the end, and the options that train on
+    metrics: ClassVar[tuple[Any, ...]] = ()
+
+    def __init__(
+        self,
+        chosen: dict[str, Any],
+        directory: Path,
+        options: argparse.Namespace,
+        saved: training.Checkpoint | None,  # the run that is continued
+    ) -> None:
         self.chosen = chosen
-        self.source = source
         self.directory = directory
-        manual_seed(chosen["seed"])
-        self.model = runs.make_model(chosen["model"])
-        shift = RandomShift(SHIFT, fill=background(source.name)) if chosen["augment"] == "shift" else None
-        self.loader = DataLoader(
-            source.train, chosen["batch_size"], shuffle=True, seed=chosen["seed"], transform=shift
-        )
-        self.optimizer = optim.SGD(self.model.parameters(), lr=chosen["lr"], momentum=chosen["momentum"])
-        self.schedule = _schedule(self.optimizer, chosen, chosen["epochs"] * len(self.loader))
-        # Equal batches: one program. The test images choose nothing; they are looked at for the record only.
-        self.test = DataLoader(source.test, min(_TEST_BATCH, len(source.test)))
+        self.backend: str | None = options.backend
         self.history = training.History()
+        self.build(options, saved)
+
+    @staticmethod
+    def defaults_of(model: str) -> dict[str, Any]:
+        """The settings of a run of that model and their defaults."""
+        raise NotImplementedError
+
+    def build(self, options: argparse.Namespace, saved: training.Checkpoint | None) -> None:
+        """Make model, loader, optimizer and schedule."""
+        raise NotImplementedError
 
     def announce(self) -> None:
-        """What is going to happen."""
-        chosen = self.chosen
-        count = sum(parameter.size for parameter in self.model.parameters())
-        shift = f", images shifted by up to {SHIFT} pixels" if chosen["augment"] == "shift" else ""
-        print(f"data: {self.source}")
-        print(f"model: {chosen['model']}, {count:,} parameters; {settings.threads()} threads")
-        print(
-            f"training: {chosen['epochs']} epochs, batches of {chosen['batch_size']}, SGD with learning rate "
-            f"{chosen['lr']:g} (schedule: {chosen['schedule']}) and momentum {chosen['momentum']:g}{shift}, "
-            f"seed {chosen['seed']}"
-        )
-        print(f"output: {self.directory}", flush=True)
+        """Say what is going to happen."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, targets: Any) -> Any:
+        """What is minimised."""
+        raise NotImplementedError
+
+    def validation(self) -> Mapping[str, Any]:
+        """What the model is evaluated on after every epoch, for `fit`."""
+        raise NotImplementedError
+
+    def conclude(self) -> str:
+        """How good the model is, in one line."""
+        raise NotImplementedError
+
+    def note(self, history: training.History) -> None:
+        """Called after every epoch."""
+        self.history = history
 
     @property
     def checkpoint(self) -> Path:
@@ -110,6 +142,7 @@ class _Run:
 
     @property
     def metadata(self) -> dict[str, str]:
+        """What goes into the checkpoint, so that other commands know what it is."""
         return {
             "model": self.chosen["model"],
             "data": self.chosen["data"],
@@ -118,53 +151,39 @@ class _Run:
 
     def go(self, resumed: Path | None, backend: str | None) -> int:
         """Train, test, draw; the exit code."""
-        metrics = [training.accuracy]
         unsaved = None
         try:
             self.history = training.fit(
                 self.model,
                 self.loader,
-                loss=nn.functional.cross_entropy,
+                loss=self.loss,
                 optimizer=self.optimizer,
-                epochs=self.chosen["epochs"],
-                validation={"test": self.test},
-                metrics=metrics,
+                epochs=self.epochs,
+                validation=self.validation(),
+                metrics=list(self.metrics),
                 schedule=self.schedule,
-                callbacks=[self._note],
+                callbacks=[self.note],
                 checkpoint=self.checkpoint,
                 resume=resumed,
                 metadata=self.metadata,
                 backend=backend,
             )
         except DataError as error:
-            if len(self.history.epochs) < self.chosen["epochs"]:
+            if len(self.history.epochs) < self.epochs:
                 raise
             unsaved = error  # all is trained, only the last checkpoint could not be written
-        if self.history.interrupted:  # the last epoch's figures are older than the weights
-            found = training.evaluate(self.model, self.test, metrics=metrics, backend=backend)
-            accuracy = found["accuracy"]
-        else:
-            accuracy = self.history.epochs[-1]["test_accuracy"]
-        right = round(accuracy * len(self.source.test))
         trained = "so far" if self.history.interrupted else f"in {self.history.seconds:.1f} s"
-        print(
-            f"test accuracy {100 * accuracy:.2f} % ({right:,} of {len(self.source.test):,} images), "
-            f"trained {trained}"
-        )
+        print(f"{self.conclude()}, trained {trained}")
         if unsaved is not None:
             return self._rescue(unsaved)
         print(f"checkpoint: {self.checkpoint}")
         self._draw()
         return 130 if self.history.interrupted else 0
 
-    def _note(self, history: training.History) -> None:
-        self.history = history
-
     def _draw(self) -> None:
         path = self.directory / runs.CURVES
-        title = f"{self.chosen['model']} on {self.source.name}"
         try:
-            viz.plot(self.history, path, title)
+            viz.plot(self.history, path, self.title)
         except (ImportError, DataError) as error:
             print(f"no curves: {error}", file=sys.stderr)
         else:
@@ -187,14 +206,3 @@ class _Run:
         )
         print(f"the trained network was written to {name} instead", file=sys.stderr)
         return 1
-
-
-def _schedule(optimizer: optim.SGD, chosen: Mapping[str, Any], steps: int) -> optim.Schedule | None:
-    """The schedule of the learning rate over that many training steps."""
-    if chosen["schedule"] == "cosine":
-        return optim.CosineAnnealingLR(optimizer, steps)
-    if chosen["schedule"] == "step":
-        return optim.MultiStepLR(optimizer, [steps * 6 // 10, steps * 85 // 100])
-    if chosen["schedule"] == "onecycle":
-        return optim.OneCycleLR(optimizer, chosen["lr"], steps, cycle_momentum=False)
-    return None

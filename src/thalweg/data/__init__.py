@@ -1,7 +1,7 @@
-"""Data sets, loaders and transforms, all in NumPy: what comes out are batches of arrays.
+"""Data sets, loaders, transforms and tokenizers, all in NumPy: what comes out are batches of arrays.
 
-In: idx files, image folders, arrays, any sequence of samples. Out: batches for a training step. Called by
-training loops and the command line.
+In: idx files, image folders, text files, arrays, any sequence of samples. Out: batches
+for a training step. Called by training loops and the command line.
 
     train = data.mnist(split="train")
     for images, labels in data.DataLoader(train, batch_size=64, shuffle=True, transform=data.RandomShift(2)):
@@ -14,6 +14,15 @@ from thalweg.data.images import ImageFolder, read_image
 from thalweg.data.loader import DataLoader
 from thalweg.data.sampling import SampleRandom
 from thalweg.data.standard import digits, mnist
+from thalweg.data.text import WindowLoader, consecutive_windows, read_text, split_tokens
+from thalweg.data.tokenizers import (
+    ByteTokenizer,
+    CharacterTokenizer,
+    LibraryTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_from_json,
+)
 from thalweg.data.transforms import (
     Compose,
     Normalize,
@@ -27,10 +36,13 @@ from thalweg.data.transforms import (
 __all__ = [
     "ArrayDataset",
     "BatchedDataset",
+    "ByteTokenizer",
+    "CharacterTokenizer",
     "Compose",
     "DataLoader",
     "Dataset",
     "ImageFolder",
+    "LibraryTokenizer",
     "Normalize",
     "RandomHorizontalFlip",
     "RandomShift",
@@ -38,12 +50,19 @@ __all__ = [
     "SampleRandom",
     "Subset",
     "ToFloat",
+    "Tokenizer",
     "Transform",
+    "WindowLoader",
+    "consecutive_windows",
     "default_collate",
     "digits",
+    "load_tokenizer",
     "mnist",
     "read_idx",
     "read_image",
+    "read_text",
     "split",
+    "split_tokens",
+    "tokenizer_from_json",
     "write_idx",
 ]

@@ -16,6 +16,7 @@ from thalweg.models.resnet import (
     resnet50,
     small_resnet,
 )
+from thalweg.models.writing import write
 
 __all__ = [
     "MLP",
@@ -37,4 +38,5 @@ __all__ = [
     "resnet34",
     "resnet50",
     "small_resnet",
+    "write",
 ]

@@ -236,7 +236,7 @@ def stream(
     prompt, mask = _prompt(model, input_ids, attention_mask)
     texts = _start(model, prompt)
     ends, padding = end_tokens(model, eos_token_id, pad_token_id)
-    random = _random(seed)
+    random = random_numbers(seed)
     run = Run(model, prompt, mask, texts, max_new_tokens, backend)
     known = _without_padding(model, texts, mask)
     return _stream(run, texts, known, max_new_tokens, choice, random, ends, padding, stop)
@@ -322,7 +322,7 @@ class Run:
 
 
 def _check_length(model: TextModel, mask: Array, count: int) -> None:
-    longest, length = _positions(model), int(mask.sum(1).max())
+    longest, length = positions(model), int(mask.sum(1).max())
     if longest is not None and length + count > longest:
         raise ShapeError(
             f"the prompt has {length} tokens; with max_new_tokens={count} the text is longer than the "
@@ -339,9 +339,9 @@ def _room(length: int) -> int:
     return max(_ROOM, 1 << (length - 1).bit_length())
 
 
-def _positions(model: Any) -> int | None:
+def positions(model: Any) -> int | None:
     """How long a text of the model may be; None for any length."""
-    config = model.config
+    config = getattr(model, "config", None)
     found = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None)
     return None if found is None else int(found)
 
@@ -404,7 +404,8 @@ def end_tokens(model: Any, eos_token_id: Any, pad_token_id: int | None) -> tuple
     return ends, padding
 
 
-def _random(seed: int | None) -> np.random.Generator:
+def random_numbers(seed: int | None) -> np.random.Generator:
+    """What tokens are drawn with: from a seed, or from the default generator's next number."""
     if seed is None:
         state = default_generator.draw()[0].numpy().astype(np.uint64)
         key: Array = state[0::2] | state[1::2] << np.uint64(32)  # seed and number of the draw

@@ -4,10 +4,20 @@ sequences.
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from thalweg import nn
+from thalweg.errors import ArgumentError
+from thalweg.models.generation import Choice, random_numbers
 from thalweg.models.transformer import checked_labels, next_token_loss, token_ids
+from thalweg.tensor.compile import compile as compile_function
+from thalweg.tensor.gradient import no_grad
+
+Array = np.ndarray[Any, Any]
 
 
 class LSTMOutput(NamedTuple):
@@ -51,6 +61,58 @@ class CharLSTM(nn.Module):
         logits = self.head(self.dropout(x))  # [B, T, V]
         loss = None if labels is None else next_token_loss(logits, labels)
         return LSTMOutput(loss, logits, state)
+
+    def stream(
+        self,
+        input_ids: Any,  # [B, T], without padding
+        *,
+        max_new_tokens: int = 20,
+        seed: int | None = None,
+        backend: str | None = None,
+        **choice: Any,
+    ) -> Iterator[Array]:
+        """The next tokens [B] of all texts, one after the other, as `models.generation.stream` gives them.
+
+        `choice`: do_sample, temperature, top_k, top_p, repetition_penalty. Texts may have any length.
+        """
+        if self.training:
+            raise ArgumentError("the model is in training mode, with dropout; write model.eval() before")
+        chosen, random = Choice(**choice), random_numbers(seed)
+        texts = np.asarray(input_ids)
+        token_ids(texts, self.vocabulary_size)
+        step = _step(self, backend)
+        size = (self.lstm.num_layers, len(texts), self.lstm.hidden_size)
+        dtype = self.head.weight.dtype.numpy
+        state = (np.zeros(size, dtype), np.zeros(size, dtype))
+        with no_grad():
+            for column in texts[:, :-1].T:
+                _, state = step(column[:, None], state)
+        for _ in range(max_new_tokens):
+            with no_grad():
+                scores, state = step(texts[:, -1:], state)
+            tokens = chosen.next(np.asarray(scores.numpy(), np.float32), texts, random)
+            texts = np.concatenate([texts, tokens[:, None]], 1)
+            yield tokens
+
+
+# The compiled step of one token of each model that has written text, for the backend that it used last.
+_steps: weakref.WeakKeyDictionary[CharLSTM, tuple[str | None, Any]] = weakref.WeakKeyDictionary()
+
+
+def _step(model: CharLSTM, backend: str | None) -> Any:
+    """The program of one token [B, 1]: scores [B, V] and the state behind it."""
+    known = _steps.get(model)
+    if known is not None and known[0] == backend:
+        return known[1]
+    reference = weakref.ref(model)
+
+    def step(ids: Any, state: tuple[Any, Any]) -> Any:
+        found = reference()(ids, state)  # type: ignore[misc]
+        return found.logits[:, -1], found.state
+
+    compiled = compile_function(step, backend=backend)
+    _steps[model] = backend, compiled
+    return compiled
 
 
 class LSTMClassifier(nn.Module):

@@ -22,7 +22,7 @@ from thalweg.tensor import Generator, Tensor, compile, default_generator
 from thalweg.train.checkpoint import Path, read_checkpoint, save_checkpoint
 from thalweg.train.history import History
 from thalweg.train.metrics import Average, Metric, named_metrics, summed
-from thalweg.train.progress import Bar, Interrupt, line, numbers
+from thalweg.train.progress import Bar, Interrupt, Wording, line, numbers
 
 if TYPE_CHECKING:
     from thalweg.nn.module import Module
@@ -64,7 +64,9 @@ def fit(
     * `metrics`: functions of (outputs, targets), such as `[train.accuracy]`; each gives a value per sample or
       a scalar.
     * `validation`: a loader that the model is evaluated on after every epoch; for another name in the history
-      than "validation", or for several, a dict: `{"test": loader}`.
+      than "validation", or for several, a dict: `{"test": loader}`. In place of a loader there may be a
+      function that takes nothing and gives measurements, such as `{"loss": 1.5}`; the model is in eval mode
+      then.
     * `schedule` is stepped after every "step" or "epoch" (`schedule_every`).
     * `callbacks` are called with the history after every epoch; one that returns True ends the training.
     * `checkpoint`: a file that is written after every epoch, and when Ctrl-C stops the training; `metadata`
@@ -212,7 +214,7 @@ def _length(loader: Any) -> int | None:
     """Samples of a whole pass, where the loader tells."""
     dataset = getattr(loader, "dataset", None)
     if dataset is None:
-        return None
+        return getattr(loader, "samples", None)
     if getattr(loader, "drop_last", False):
         return len(loader) * int(loader.batch_size)
     return len(dataset)
@@ -307,9 +309,10 @@ class _Run:
         number = len(self.history.epochs) + 1
         if not self.averages:
             self.averages = {name: Average() for name in self.evaluator.names}
-        bar = Bar(
-            f"epoch {number}/{self.epochs}", _length(self.loader), self.averages["loss"].count, self.shown
-        )
+        wording = getattr(self.loader, "wording", Wording())
+        title = f"epoch {number}/{self.epochs}"
+        done = self.averages["loss"].count
+        bar = Bar(title, _length(self.loader), done, self.shown, wording)
         try:
             self._steps(bar, interrupt)
         except CompilerError:
@@ -323,16 +326,23 @@ class _Run:
             raise DataError("the loader gave no batch; is the data set empty, or an iterator used up?")
         values = {name: average.value for name, average in self.averages.items()}
         self.averages = {}
+        speed = bar.speed
         for prefix, loader in self.validation.items():
-            found = self.evaluator.run(loader, self.shown)
+            found = self._measured(loader)
             values.update({f"{prefix}_{name}": value for name, value in found.items()})
         self.history.epochs.append(values)
         if self.schedule is not None and self.schedule_every == "epoch":
             self.schedule.step()
-        width = len(str(self.epochs))
-        speed = f"{bar.seconds:.1f} s  {bar.rate:,.0f} samples/s"
-        line(f"epoch {number:>{width}}/{self.epochs}  {numbers(values)}  {speed}", self.shown)
+        title = wording.title(number, self.epochs, len(self.history.losses))
+        line(f"{title}  {numbers(values)}  {speed}", self.shown)
         return True
+
+    def _measured(self, loader: Any) -> dict[str, float]:
+        """What the evaluation on a loader gives, or a function in its place."""
+        if not callable(loader):
+            return self.evaluator.run(loader, self.shown)
+        with _evaluation_mode(self.model):
+            return dict(loader())
 
     def _steps(self, bar: Bar, interrupt: Interrupt) -> None:
         for batch in self.loader:

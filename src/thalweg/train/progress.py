@@ -12,31 +12,50 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
 from thalweg.train.metrics import Average
 
-__all__ = ["Bar", "Interrupt", "line"]
+__all__ = ["Bar", "Interrupt", "Wording", "line"]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a run speaks of its work; a loader may have one as its attribute `wording`."""
+
+    unit: str = "samples"
+    size: int = 1  # units in a sample: the tokens in a window of text
+    steps: int = 0  # of the whole run, where they are shown in place of epochs
+
+    def title(self, epoch: int, epochs: int, step: int) -> str:
+        """`epoch  3/12`, or `step  750/3000`."""
+        number, count = (step, self.steps) if self.steps else (epoch, epochs)
+        return f"{'step' if self.steps else 'epoch'} {number:>{len(str(count))}}/{count}"
 
 
 class Bar:
     """A live bar over the samples of one pass, on standard error; nothing where that is no terminal."""
 
-    def __init__(self, title: str, samples: int | None, done: int, shown: bool) -> None:
+    def __init__(
+        self, title: str, samples: int | None, done: int, shown: bool, wording: Wording | None = None
+    ) -> None:
         self._bar: Any = None
         self._began = time.perf_counter()
         self._samples = 0
+        self._wording = wording or Wording()
+        size = self._wording.size
         if shown and _is_live(sys.stderr):
             from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
             # tqdm shows nothing on a terminal that does not know its size.
             columns, rows = shutil.get_terminal_size((100, 24))
             self._bar = tqdm(
-                total=samples,
-                initial=done,
+                total=None if samples is None else samples * size,
+                initial=done * size,
                 desc=title,
-                unit=" samples",
+                unit=f" {self._wording.unit}",
                 unit_scale=True,
                 leave=False,
                 ncols=columns,
@@ -50,17 +69,14 @@ class Bar:
             self._bar.set_postfix_str(
                 numbers({name: average.value for name, average in averages.items()}, ", "), False
             )
-            self._bar.update(samples)
+            self._bar.update(samples * self._wording.size)
 
     @property
-    def rate(self) -> float:
-        """Samples per second since the bar was made."""
-        return self._samples / max(time.perf_counter() - self._began, 1e-9)
-
-    @property
-    def seconds(self) -> float:
-        """Time since the bar was made."""
-        return time.perf_counter() - self._began
+    def speed(self) -> str:
+        """Time since the bar was made, and samples (or what is counted in their place) per second."""
+        seconds = time.perf_counter() - self._began
+        rate = self._samples * self._wording.size / max(seconds, 1e-9)
+        return f"{seconds:.1f} s  {rate:,.0f} {self._wording.unit}/s"
 
     def close(self) -> None:
         """Remove the bar from the screen."""
