@@ -6,7 +6,6 @@ Called by `models.bert`, `models.t5` and `models.gpt`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -57,11 +56,14 @@ class Seq2SeqOutput(NamedTuple):
 # ---- attention ---------------------------------------------------------------------------------------------
 
 
+CAUSAL = "causal"  # a mask that needs no tensor: each query sees itself and what is before it
+
+
 def attend(
     query: Any,  # [B, H, T, d]
     key: Any,  # [B, G, S, d], G groups of H / G heads
     value: Any,  # [B, G, S, d]
-    mask: Any = None,  # bool, broadcasts to [B, H, T, S]; False: not seen
+    mask: Any = None,  # CAUSAL, or bool, broadcasts to [B, H, T, S]; False: not seen
     bias: Any = None,  # added to the scores, broadcasts to [B, H, T, S]
     scale: float | None = None,  # of the scores; 1 / sqrt(d) where it is None
     dropout: float = 0.0,  # of the weights
@@ -72,19 +74,15 @@ def attend(
     groups: Ainslie et al., 2023.
     """
     batch, heads, length, size = query.shape
-    groups, others = key.shape[1], key.shape[2]
-    scale = 1.0 / math.sqrt(size) if scale is None else scale
-    # heads of a group are rows of one product: the keys need not be repeated
-    query = query.reshape(batch, groups, heads // groups * length, size)
-    scores = (query @ key.swapaxes(-1, -2) * scale).reshape(batch, heads, length, others)
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        lowest = -65504.0 if scores.dtype is types.float16 else -3.0e38
-        scores = where(mask, scores, lowest)
-    weights = functional.dropout(functional.softmax(scores, -1), dropout, training=dropout > 0)
-    mixed = weights.reshape(batch, groups, heads // groups * length, others) @ value  # [B, G, H / G * T, d]
-    return mixed.reshape(batch, heads, length, size).swapaxes(1, 2).reshape(batch, length, heads * size)
+    causal = isinstance(mask, str)
+    if mask is not None and not causal:
+        # so low that adding a score changes nothing, and finite: rows of nothing else become uniform
+        hidden = where(mask, 0.0, -65504.0 if query.dtype is types.float16 else -3.0e38)
+        bias = hidden if bias is None else bias + hidden
+    mixed = functional.scaled_dot_product_attention(
+        query, key, value, bias, dropout, causal, scale, enable_gqa=heads != key.shape[1]
+    )
+    return mixed.swapaxes(1, 2).reshape(batch, length, heads * size)
 
 
 def split_heads(x: Any, heads: int) -> Any:
@@ -111,11 +109,11 @@ def key_mask(attention_mask: Any, batch: int, length: int, name: str = "attentio
 
 
 def causal_mask(length: int, mask: Any = None) -> Any:
-    """True where a query [.., T, .] may see a key [.., ., T]: itself and what is before it, within `mask`."""
+    """What queries may see of as many keys [.., T, T]: themselves and what is before them, within `mask`."""
+    if mask is None:
+        return CAUSAL
     positions = arange(length)
     causal = positions.reshape(length, 1) >= positions.reshape(1, length)  # [T, T]
-    if mask is None:
-        return causal
     shape = (mask.shape[0], 1, length, length)
     return logical_and(broadcast_to(causal, shape), broadcast_to(mask, shape))
 

@@ -288,23 +288,67 @@ def _scaled_dot_product_attention_gradient(
     stream: int,
     block: int,
 ) -> Any:
-    """Gradients by query, key and value, and by the mask where it is added."""
+    """Gradients by query, key and value."""
     options = _Options(scale, is_causal, dropout_p, stream)
-    found: Sequence[Any]
+    found = _parts_backward(query, key, value, mask, state, options, block, result, logsum, g)
+    likes = (query, key, value)
+    return tuple(cast(one, like.dtype) for one, like in zip(found, likes, strict=False))
+
+
+@composite
+def _scaled_dot_product_attention_mask_gradient(
+    g: Any,
+    result: Any,
+    logsum: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    state: Any = None,
+    *,
+    scale: float,
+    is_causal: bool,
+    dropout_p: float,
+    stream: int,
+    block: int,
+) -> Any:
+    """The gradient by a mask that is added, apart because most masks are known: what it shares with the
+    other gradients is found by `simplify` where both are written out.
+    """
+    options = _Options(scale, is_causal, dropout_p, stream)
+    found = _parts_backward(query, key, value, mask, state, options, block, result, logsum, g)
+    return cast(found[3], mask.dtype)
+
+
+def _parts_backward(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    state: Any,
+    options: _Options,
+    block: int,
+    result: Any,
+    logsum: Any,
+    g: Any,
+) -> Sequence[Any]:
+    """Gradients by query, key, value, and by the mask where it is added."""
     if block and query.shape[-2] > block:
-        found = _loop_backward(query, key, value, mask, state, options, block, result, logsum, g)
-    else:
-        parts = _block_backward(query, key, value, mask, state, 0, options, result, logsum, g)
-        bias = mask is not None and mask.dtype.is_floating
-        found = (*parts[:3], _summed_to(parts.scores, mask.shape) if bias else None)
-    likes = (query, key, value, mask)
-    return tuple(cast(one, like.dtype) for one, like in zip(found, likes, strict=True) if one is not None)
+        return _loop_backward(query, key, value, mask, state, options, block, result, logsum, g)
+    parts = _block_backward(query, key, value, mask, state, 0, options, result, logsum, g)
+    bias = mask is not None and mask.dtype.is_floating
+    return (*parts[:3], _summed_to(parts.scores, mask.shape) if bias else None)
 
 
 @_scaled_dot_product_attention.gradient
 def _attention_rule(inputs: Any, outputs: Any, cotangents: Any, **attributes: Any) -> Sequence[Any]:
+    mask = inputs[3]
     found = _scaled_dot_product_attention_gradient(cotangents[0], *outputs, *inputs, **attributes)
-    return (*found, *(None,) * (5 - len(found)))
+
+    def by_mask() -> Any:
+        return _scaled_dot_product_attention_mask_gradient(cotangents[0], *outputs, *inputs, **attributes)
+
+    return (*found, by_mask if mask is not None and mask.dtype.is_floating else None, None)
 
 
 def scaled_dot_product_attention(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,8 +37,8 @@ class Writer(Protocol):
         """Write an array as static data; its C name."""
         ...
 
-    def shared(self, name: str, text: str) -> None:
-        """Write a function that several kernels call, once."""
+    def shared(self, name: str, text: str, functions: Collection[str] = ()) -> None:
+        """Write a function that several kernels call, once; it calls these functions of mathematics.h."""
         ...
 
 
@@ -114,9 +115,10 @@ class Context:
             error_code=self.writer.error_code,
         )
 
-    def shared(self, name: str, text: str) -> str:
-        """A function that the kernel calls and that others may share; `text` begins with `STATIC`. Its name."""
-        self.writer.shared(name, text)
+    def shared(self, name: str, text: str, functions: Collection[str] = ()) -> str:
+        """A function that the kernel calls and that others may share; `text` begins with `STATIC`, `functions` are
+        what it calls of mathematics.h. Its name."""
+        self.writer.shared(name, text, functions)
         self.calls.add(name)
         return name
 

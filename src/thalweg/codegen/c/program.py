@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,10 @@ class _Writer:
             )
         return context.kernel, self.names[written.text], written
 
-    def shared(self, name: str, text: str) -> None:
+    def shared(self, name: str, text: str, functions: Collection[str] = ()) -> None:
         if text not in self.names:
             self.names[text] = name
-            self.parts.append(Part(text, set(), leaf=True))
+            self.parts.append(Part(text, set(functions), leaf=True))
 
     def constant(self, array: np.ndarray[Any, Any]) -> str:
         name = f"constant{len(self.parts)}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from thalweg.codegen.c import (
     accumulation,
+    attention,
     caches,
     control,
     convolutions,
@@ -55,6 +56,7 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "cached_attention": caches.emit_attention,
     "scan": control.emit_scan,
     "cond": control.emit_cond,
+    **dict.fromkeys(attention.NAMES, attention.emit_attention),
     **REDUCTIONS,
     **WINDOWS,
 }
@@ -64,6 +66,8 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
     """Bytes of scratch that a kernel needs beside its operands."""
     if kernel.kind == "scan":
         return control.scan_workspace(kernel, target)
+    if kernel.kind in attention.NAMES:
+        return attention.attention_workspace(kernel)
     if kernel.kind == "cond":
         return control.cond_workspace(kernel, target)
     if kernel.kind == "cached_attention":
@@ -99,6 +103,13 @@ def runs_on_lanes(anchor: Node) -> bool:
     return anchor.op.name in BLOCK_EMITTERS
 
 
+def takes(node: Node) -> bool:
+    """Is there a kernel for this composite?"""
+    if node.op.name in attention.NAMES:
+        return attention.takes(node)
+    return node.op.name in TILE_EMITTERS
+
+
 def support() -> Support:
     """The table that the scheduler asks."""
     elementwise = {
@@ -119,7 +130,7 @@ def support() -> Support:
                 "sum_pool",
             }
         ),
-        takes=lambda node: node.op.name in TILE_EMITTERS,
         lanes=runs_on_lanes,
         workspace=workspace,
+        takes=takes,
     )
