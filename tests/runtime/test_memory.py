@@ -13,7 +13,7 @@ import pytest
 
 from thalweg.errors import ArgumentError
 from thalweg.runtime import memory
-from thalweg.runtime.memory import aligned_empty, allocate, mapped_bytes
+from thalweg.runtime.memory import ResultMemory, aligned_empty, allocate, mapped_bytes
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -166,3 +166,47 @@ def test_outputs_may_have_the_types_of_ml_dtypes() -> None:
     array = aligned_empty((4, 4), ml_dtypes.bfloat16)
     array[:] = 1.5
     assert (array == 1.5).all() and address_of(array) % 64 == 0
+
+
+@pytest.mark.parametrize("size", [3, 600_000])  # the larger one lies in a mapping
+def test_the_memory_of_a_result_is_used_again_when_nobody_refers_to_it(size: int) -> None:
+    if not memory._COUNTED:
+        pytest.skip("references are not counted here")
+    results = ResultMemory((size,), np.dtype(np.float32))
+    first, address = results.take()
+    first[:] = 1
+    second, other = results.take()
+    assert other != address and address_of(second) == other
+    seen = first[1:][::2]  # a view of a view keeps the array
+    del first
+    assert results.take()[1] not in (address, other)
+    assert (seen == 1).all()
+    del seen, second
+    assert results.take()[1] in (address, other)
+    del results
+
+
+def test_large_results_are_given_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MOST_KEPT_BYTES", 1000)
+    assert not ResultMemory((251,), np.dtype(np.float32)).kept.maxlen
+    assert ResultMemory((250,), np.dtype(np.float32)).kept.maxlen
+
+
+def test_threads_never_get_the_same_result() -> None:
+    """Each thread fills what it takes with its own number and finds it unchanged."""
+    results = ResultMemory((64,), np.dtype(np.int64))
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(2000):
+            array, _ = results.take()
+            array[:] = number
+            if not (array == number).all():
+                wrong.append(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong

@@ -12,8 +12,11 @@ import ctypes
 import itertools
 import math
 import mmap
+import sys
 import weakref
+from collections import deque
 from collections.abc import Callable
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -97,9 +100,73 @@ def mapped_bytes(role: str | None = None) -> int:
     return sum(nbytes for kind, nbytes in list(_live.values()) if role is None or kind == role)
 
 
+def address_of(array: NDArray[Any]) -> int:
+    """Where the elements of an array begin. Fast where the array may be written and is not empty."""
+    try:
+        return _addressof(_first_byte(array))
+    except (TypeError, ValueError):
+        return int(array.ctypes.data)
+
+
 def aligned_empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An uninitialised row-major array whose address is a multiple of 64, for the outputs of a program."""
+    """A row-major array whose address is a multiple of 64, for the outputs of a program; on Linux, 2 MiB and
+    more use huge pages.
+
+    Its memory is no array, so that every view refers to the array itself: NumPy would let a view of a view
+    refer to the array at the end of the chain."""
     dtype = np.dtype(dtype)
-    size = shape if isinstance(shape, int) else math.prod(shape)
-    whole = np.empty(size * dtype.itemsize + ALIGNMENT, _BYTE)
-    return np.ndarray(shape, dtype, whole, -_addressof(_first_byte(whole)) % ALIGNMENT)
+    nbytes = (shape if isinstance(shape, int) else math.prod(shape)) * dtype.itemsize
+    if _POSIX and nbytes >= _HUGE_PAGE:
+        whole, mapping = _map(nbytes, ALIGNMENT)
+        return np.ndarray(shape, dtype, mapping, _address(whole) - _address(np.frombuffer(mapping, np.uint8)))
+    memory = bytearray(nbytes + ALIGNMENT)
+    return np.ndarray(shape, dtype, memory, -_addressof(_first_byte(memory)) % ALIGNMENT)
+
+
+class ResultMemory:
+    """The memory of one result of a program: what callers have dropped is used again, because pages that the
+    system gives anew cost more than a small program's whole call.
+
+    Whether an array is in use is seen by its references: every view, tensor and DLPack capsule holds one.
+    """
+
+    __slots__ = ("dtype", "kept", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        small = math.prod(shape) * dtype.itemsize <= MOST_KEPT_BYTES
+        self.kept: deque[tuple[NDArray[Any], int]] = deque(maxlen=KEPT if small and _COUNTED else 0)
+
+    def take(self) -> tuple[NDArray[Any], int]:
+        """An uninitialised array that nobody else refers to, and its address."""
+        kept = self.kept
+        for _ in range(len(kept)):
+            try:
+                found = kept.popleft()
+            except IndexError:  # other threads have taken them
+                break
+            array = found[0]
+            unused = getrefcount(array) <= _UNSHARED
+            kept.append(found)
+            if unused:
+                return found
+        array = aligned_empty(self.shape, self.dtype)
+        found = array, address_of(array)
+        kept.append(found)
+        return found
+
+
+def _count_unshared() -> int:
+    """The references to an array that only a `ResultMemory` knows, as `take` counts them: it differs between
+    Python versions."""
+    found = (np.zeros(1), 0)
+    array = found[0]
+    return getrefcount(array)
+
+
+KEPT = 2  # arrays of one result: while a caller holds the last result, the next call writes another one
+MOST_KEPT_BYTES = 64 << 20  # larger results are given back to the system
+# Without the interpreter lock (free-threaded Python) another thread may take a reference meanwhile.
+_COUNTED = hasattr(sys, "getrefcount") and getattr(sys, "_is_gil_enabled", lambda: True)()
+_UNSHARED = _count_unshared() if _COUNTED else 0

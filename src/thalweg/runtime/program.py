@@ -22,6 +22,8 @@ from thalweg.graph import Graph, Node
 from thalweg.graph.build import located_error
 from thalweg.interpret import interpret
 from thalweg.plan import Plan, Target
+from thalweg.runtime.memory import ResultMemory, address_of, aligned_empty, allocate
+from thalweg.runtime.pool import pool
 
 Array = np.ndarray[Any, Any]
 
@@ -141,8 +143,6 @@ class Frame:
     """Memory and pointer table of one call; concurrent calls take one each."""
 
     def __init__(self, plan: Plan, threads: int, constants: Sequence[Array]) -> None:
-        from thalweg.runtime.memory import allocate
-
         self.threads = threads
         self.arena = allocate(plan.arena_bytes, role="arena")
         self.scratch = allocate(plan.thread_bytes * threads, role="scratch")
@@ -201,15 +201,13 @@ class NativeProgram:
         self.run = ctypes.cast(runtime_library().tw_run, ctypes.c_void_p)
         scheduled = self.plan.graph
         self.states = [(state.holder, state.after is not None) for state in scheduled.state]
-        self.outputs = [(value.shape, value.dtype.numpy) for value in scheduled.outputs]
+        self.results = [ResultMemory(value.shape, value.dtype.numpy) for value in scheduled.outputs]
         self.constants = self.plan.constant_arrays()
         self.frames: list[Frame] = []
         self.events: Array | None = None  # of a timed program: one row of records per thread
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs for the inputs (row-major arrays of the graph's types); state is updated in place."""
-        from thalweg.runtime.pool import pool
-
         if self.unchecked:
             from thalweg.runtime.check import check
 
@@ -222,11 +220,10 @@ class NativeProgram:
             frame = None
         if frame is None or frame.threads != threads:
             frame = Frame(self.plan, threads, self.constants)
-        outputs = [np.empty(shape, dtype) for shape, dtype in self.outputs]
         pointers = frame.pointers
         position = 0
         for array in inputs:
-            pointers[position] = array.ctypes.data
+            pointers[position] = address_of(array)
             position += 1
         held = []  # while we refer to an array that is only read, no other program overwrites it
         for holder, changes in self.states:
@@ -236,13 +233,17 @@ class NativeProgram:
             else:
                 array = holder.data
                 held.append(array)
-                pointers[position] = array.ctypes.data
+                pointers[position] = address_of(array)
             position += 1
-        for array in outputs:
-            pointers[position] = array.ctypes.data
+        outputs = []
+        for result in self.results:
+            array, pointers[position] = result.take()
+            outputs.append(array)
             position += 1
-        frame.call.error = 0
-        frame.call.observer = None if self.events is None else self.events.ctypes.data
+        call = frame.call
+        call.error = 0
+        if self.events is not None:
+            call.observer = self.events.ctypes.data
         code = self.entry(pool(threads), self.run, frame.reference)
         self.frames.append(frame)
         if code:
@@ -257,13 +258,11 @@ class NativeProgram:
 
         `observer` gets the call's memory and gives what its `observer` shall be; one thread runs it then.
         """
-        from thalweg.runtime.pool import pool
-
         threads = 1 if observer is not None else self.threads or settings.threads()
         frame = Frame(self.plan, threads, self.constants)
-        outputs = [np.empty(shape, dtype) for shape, dtype in self.outputs]
+        outputs = [aligned_empty(result.shape, result.dtype) for result in self.results]
         for position, array in enumerate((*inputs, *states, *outputs)):
-            frame.pointers[position] = array.ctypes.data
+            frame.pointers[position] = address_of(array)
         frame.call.observer = observer(frame) if observer is not None else None
         code = self.entry(pool(threads), self.run, frame.reference)
         if code > 0:

@@ -228,7 +228,9 @@ class Compiled(Traceable):
         if (key.history or entry.differentiable) and eager.mode.recording and not entry.is_step:
             tensors = [wrap(value, None) for value in self._recorded(entry, key, inputs)]
         else:
-            outputs = _run(entry, inputs)
+            outputs = entry.program(inputs) if entry.changed is None else _run(entry, inputs)
+            if entry.only_output:
+                return wrap(Value(entry.types[0], None, 0, outputs[0]), None)
             tensors = [
                 wrap(Value(type, None, 0, array), None)
                 for type, array in zip(entry.types, outputs, strict=True)
