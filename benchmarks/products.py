@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import environment_of
+
+from thalweg.bench.measuring import environment_of
 
 LARGEST = 4096
 MOST_OPERATIONS = 4e9  # of a product: larger ones would take most of the time and say little more

@@ -23,6 +23,7 @@ ROWS = [
     {"nn", "optim"},
     {"data", "train", "viz"},
     {"models"},
+    {"bench"},
     {"cli", "__main__"},
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from thalweg.bench.measuring import PEERS
 from thalweg.version import __version__
 
 MODELS = ("lenet", "mlp", "resnet")  # of images
@@ -246,7 +247,18 @@ def _inspection(command: Callable[[str, str, str], _Parser]) -> None:
         type=_drawing,
         help="a picture of the memory over time (.svg) or the whole table (.txt) instead of printing",
     )
+    _bench(command("bench", "benchmark", "measure speed against the limit and other frameworks"))
     command("doctor", "doctor", "report compiler, flags, cache, threads, accelerators and versions")
+
+
+def _bench(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("names", nargs="*", help="only cases whose name contains one of these words, such as lenet")
+    add("--list", action="store_true", help="print the names of the cases")
+    add("--processes", type=_at_least_one, default=3, help="fresh processes per case and side (default: 3)")
+    add("--threads", type=_at_least_one, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
+    add("--peers", nargs="*", choices=PEERS, help="default: those installed")
+    add("--markdown", metavar="FILE", help="write the table to this file too")
 
 
 # ---- values ------------------------------------------------------------------------------------------------
