@@ -33,6 +33,7 @@ ALLOWED = {
     ("ops/core.py", "interpret"),
     ("ops/control/loop.py", "interpret"),
     ("ops/control/branches.py", "interpret"),
+    ("ops/control/checkpointing.py", "interpret"),
     ("ops/control/gradient.py", "autodiff"),
     ("ops/control/branches.py", "autodiff"),
 }

@@ -112,6 +112,7 @@ def test_prepare_writes_each_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "2-products.txt",
         "3-legalise.txt",
         "4-simplify.txt",
+        "5-settle.txt",
     ]
     assert all(file.name.startswith("step-") for file in files)
     assert parse(files[0].read_text()).digest() == graph.digest()

@@ -191,6 +191,13 @@ Erf = _unary(
 )
 BitwiseInvert = _unary("bitwise_invert", np.invert, _none, "biu", "Every bit flipped; logical not for bool.")
 StopGradient = _unary("stop_gradient", np.copy, _none, "biuf", "x itself, with gradient zero.")
+Recompute = _unary(
+    "recompute",
+    np.copy,
+    lambda x, y, g: g,
+    "biuf",
+    "x itself; what is computed from it is never merged with equal values.",
+)
 
 
 @primitive("cast", Kind.ELEMENTWISE)

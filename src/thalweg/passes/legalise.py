@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from thalweg.graph import Graph, Node, Op, Value, builder, rewrite
+from thalweg.ops.control import Checkpoint
 from thalweg.ops.core import Composite
 from thalweg.ops.elementwise import StopGradient
 from thalweg.passes.subgraphs import with_subgraphs
@@ -20,8 +21,8 @@ Takes = Callable[[Node], bool]
 def legalise(graph: Graph, takes: Takes) -> Graph:
     """`graph` in which every composite satisfies `takes(node)`; the others are inlined, in sub-graphs too.
 
-    Source lines and scope of a composite pass to the nodes of its body. `stop_gradient` disappears: no
-    gradient is taken of a legalised graph.
+    Source lines and scope of a composite pass to the nodes of its body. `stop_gradient` and `checkpoint`
+    disappear: no gradient is taken of a legalised graph.
     """
 
     def rule(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
@@ -38,6 +39,8 @@ def _placed(
     """
     if isinstance(op, StopGradient):
         return inputs
+    if isinstance(op, Checkpoint):
+        return _region(op, inputs, takes)
     op = with_subgraphs(op, lambda inner: legalise(inner, takes))
     node = Node(op, inputs, types, origin.where, origin.scope)
     if not isinstance(op, Composite) or takes(node):
@@ -49,3 +52,13 @@ def _placed(
         outputs = _placed(inner.op, arguments, [value.type for value in inner.outputs], origin, takes)
         mapping.update((id(old), new) for old, new in zip(inner.outputs, outputs, strict=True))
     return [mapping[id(value)] for value in body.outputs]
+
+
+def _region(op: Checkpoint, inputs: tuple[Value, ...], takes: Takes) -> Sequence[Value]:
+    """The nodes of a checkpointed function, with the lines and scopes of their own."""
+    mapping = {id(old): new for old, new in zip(op.body.inputs, inputs, strict=True)}
+    for inner in op.body.nodes:
+        arguments = tuple([mapping[id(value)] for value in inner.inputs])
+        outputs = _placed(inner.op, arguments, [value.type for value in inner.outputs], inner, takes)
+        mapping.update((id(old), new) for old, new in zip(inner.outputs, outputs, strict=True))
+    return [mapping[id(value)] for value in op.body.outputs]

@@ -13,12 +13,13 @@ from thalweg.config import settings
 from thalweg.graph import Graph, Node
 from thalweg.passes.legalise import legalise
 from thalweg.passes.products import move_products
+from thalweg.passes.rematerialise import settle
 from thalweg.passes.simplify import simplify
 
 
 def prepare(graph: Graph, takes: Callable[[Node], bool]) -> Graph:
     """Simplify, move products out of loops, legalise for the target that `takes` speaks for, simplify the
-    rest.
+    rest, settle what is to be recomputed.
 
     With THALWEG_DUMP the text after each pass is written there; with THALWEG_DEBUG of 1 or more each result
     is verified.
@@ -28,6 +29,7 @@ def prepare(graph: Graph, takes: Callable[[Node], bool]) -> Graph:
         ("products", move_products),
         ("legalise", lambda traced: legalise(traced, takes)),
         ("simplify", simplify),
+        ("settle", settle),
     ]
     directory = settings.dump
     label = f"{file_name(graph)}" if directory is not None else ""

@@ -3,6 +3,7 @@ together.
 """
 
 from thalweg.tensor import random
+from thalweg.tensor.checkpointing import checkpoint
 from thalweg.tensor.compile import compile, spec
 from thalweg.tensor.control import cond, fori_loop, scan
 from thalweg.tensor.dlpack import from_dlpack
@@ -20,6 +21,7 @@ __all__ = [
     "Tensor",
     "asarray",
     "bump_epoch",
+    "checkpoint",
     "compile",
     "cond",
     "default_generator",

@@ -77,7 +77,7 @@ class Body(Trace):
             self.outer.epochs += self.epochs
 
 
-def _outside(free: Sequence[Value], bodies: Sequence[Body]) -> list[Tensor]:
+def outside(free: Sequence[Value], bodies: Sequence[Body]) -> list[Tensor]:
     """For values that functions read from outside: the tensors or holders that they are there."""
     holders = {id(body.before[key]): known.holder for body in bodies for key, known in body.holders.items()}
     return [holders[id(v)] if id(v) in holders else wrap(v, bodies[0].outer) for v in free]
@@ -86,7 +86,7 @@ def _outside(free: Sequence[Value], bodies: Sequence[Body]) -> list[Tensor]:
 # ---- nests of tensors --------------------------------------------------------------------------------------
 
 
-class _Flat:
+class Flat:
     """The tensors of a nest in a row; the nest itself, and None in it, stay."""
 
     def __init__(self, given: Any) -> None:
@@ -153,7 +153,7 @@ def scan(
 
     Raises `ShapeError`, `DTypeError` or `ArgumentError` where the carry changes or sizes differ.
     """
-    start, cut = _Flat(init), _Flat(xs)
+    start, cut = Flat(init), Flat(xs)
     loop = _Loop(f, start, cut, scan_length(cut.leaves, length), bool(reverse))
     return loop.in_graph() if current() is not None else loop.on_tensors()
 
@@ -162,14 +162,14 @@ class _Loop:
     """One call of `scan`."""
 
     def __init__(
-        self, f: Callable[[Any, Any], Any], start: _Flat, cut: _Flat, length: int, reverse: bool
+        self, f: Callable[[Any, Any], Any], start: Flat, cut: Flat, length: int, reverse: bool
     ) -> None:
         self.f = f
         self.start = start
         self.cut = cut
         self.length = length
         self.reverse = reverse
-        self.stacked: _Flat
+        self.stacked: Flat
 
     def step(self, carries: Sequence[Any], slices: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """One iteration: leaves of the carry and of y."""
@@ -179,7 +179,7 @@ class _Loop:
                 f"scan: the function must return (carry, y), received {_outline(result)}; where nothing is "
                 f"to be stacked write return carry, None{_user_line()}"
             )
-        after, self.stacked = _Flat(result[0]), _Flat(result[1])
+        after, self.stacked = Flat(result[0]), Flat(result[1])
         if after.places != self.start.places:
             raise ArgumentError(
                 f"scan: the carry is {_outline(self.start.places)} before an iteration and "
@@ -207,7 +207,7 @@ class _Loop:
         traced = Traced(body.builder.nodes, [iteration, *own, *carried, *slices], outputs, stopped)
         graph, free = closed(traced, "body", iteration)
         op = Scan(graph, self.length, len(own) + len(carried), len(slices), self.reverse)
-        results = applied(op, [*self.start.leaves, *holders, *self.cut.leaves, *_outside(free, [body])])
+        results = applied(op, [*self.start.leaves, *holders, *self.cut.leaves, *outside(free, [body])])
         for holder, value in zip(holders, results[len(own) :], strict=False):
             holder.assign(value)
         stacks = results[len(own) + len(holders) :]
@@ -304,11 +304,11 @@ class _Branch:
         self.name = name
         self.f = f
         self.operands = operands
-        self.result: _Flat
+        self.result: Flat
 
     def run(self) -> list[Any]:
         """The leaves of the result."""
-        self.result = _Flat(self.f(*self.operands))
+        self.result = Flat(self.f(*self.operands))
         return self.result.leaves
 
 
@@ -351,7 +351,7 @@ def _cond_on_tensors(predicate: Any, branches: Sequence[_Branch]) -> Any:
         stopped = {id(value) for value in body.unrecorded}
         traced.append(Traced(body.builder.nodes, [], [*outputs, *changed], stopped))
     graphs, free = control.closed_branches(traced)
-    results = applied(control.Cond(*graphs), [predicate, *_outside(free, bodies)])
+    results = applied(control.Cond(*graphs), [predicate, *outside(free, bodies)])
     count = len(values[0])
     for holder, value in zip(holders, results[count:], strict=True):
         holder.assign(value)

@@ -13,6 +13,7 @@ product over all iterations.
 
 from thalweg.ops.control import examples
 from thalweg.ops.control.branches import Cond
+from thalweg.ops.control.checkpointing import Checkpoint, checkpoint
 from thalweg.ops.control.closures import STATE, Traced, closed, fold_iteration
 from thalweg.ops.control.functions import closed_branches, cond, scan, scan_length
 from thalweg.ops.control.gradient import ScanGradient, scan_gradient
@@ -30,11 +31,13 @@ from thalweg.ops.control.loop import Scan
 __all__ = [
     "INDEX",
     "STATE",
+    "Checkpoint",
     "Cond",
     "Scan",
     "ScanGradient",
     "Traced",
     "applied",
+    "checkpoint",
     "closed",
     "closed_branches",
     "cond",

@@ -100,7 +100,7 @@ class Cond(Op):
         wanted = [position for position in range(len(inputs) - 1) if reached >> position & 1]
         if not wanted:
             return [None] * len(inputs)
-        branches = [_branch_gradient(branch, given, wanted) for branch in (self.then, self.otherwise)]
+        branches = [graph_gradient(branch, given, wanted) for branch in (self.then, self.otherwise)]
         found = applied(Cond(*branches), [*inputs, *(cotangents[position] for position in given)])
         gradients: list[Any | None] = [None] * len(inputs)
         for position, gradient in zip(wanted, found, strict=True):
@@ -112,8 +112,9 @@ def _listed(listed: Sequence[Type]) -> str:
     return f"({', '.join(map(str, listed))})"
 
 
-def _branch_gradient(branch: Graph, given: Sequence[int], wanted: Sequence[int]) -> Graph:
-    """The graph (operands, cotangents of the outputs `given`) -> gradients of the operands `wanted`."""
+def graph_gradient(branch: Graph, given: Sequence[int], wanted: Sequence[int]) -> Graph:
+    """The graph (operands, cotangents of the outputs `given`) -> gradients of the operands `wanted`. It
+    computes `branch` again."""
     from thalweg.autodiff import vjp
 
     with using(Builder()) as target:

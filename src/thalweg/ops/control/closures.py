@@ -13,6 +13,7 @@ from typing import Any
 from thalweg import types
 from thalweg.graph import Builder, Graph, Node, Value, remove_dead, using
 from thalweg.ops.control.branches import Cond
+from thalweg.ops.control.checkpointing import Checkpoint
 from thalweg.ops.control.graphs import copy_node
 from thalweg.ops.control.loop import Scan
 from thalweg.ops.core import Composite, apply, cast
@@ -116,4 +117,6 @@ def _graphs_inside(node: Node) -> list[tuple[Graph, int]]:
         return [(op.body(*[value.type for value in node.inputs]), 0)]
     if isinstance(op, Scan):
         return [(op.body, 1)]
+    if isinstance(op, Checkpoint):
+        return [(op.body, 0)]
     return [(op.then, -1), (op.otherwise, -1)] if isinstance(op, Cond) else []

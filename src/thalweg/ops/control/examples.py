@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from thalweg.errors import ArgumentError, DTypeError, ShapeError
+from thalweg.ops.control.checkpointing import checkpoint
 from thalweg.ops.control.functions import cond, scan
 from thalweg.ops.samples import Sample, samples, values
 from thalweg.ops.sources import full, random_bits
@@ -101,6 +102,33 @@ def _scan_samples() -> Iterator[Sample]:
     )
     yield Sample(lambda x: _running(x, False), (values(),), error=ShapeError, message="0-d")
     yield Sample(lambda x: _powers(x, -1), (values(),), error=ArgumentError, message="at least 0")
+
+
+@samples("checkpoint")
+def _checkpoint_samples() -> Iterator[Sample]:
+    from thalweg.ops.elementwise import exp, sin
+
+    def region(x: Any, y: Any) -> Any:
+        return tuple(checkpoint(lambda v: [exp(v * y), sin(v) + y], [x]))
+
+    def nested(x: Any) -> Any:
+        return checkpoint(lambda v: [region(v, x)[0] * v], [x])[0]
+
+    def walk(state: Any) -> Any:
+        return checkpoint(lambda: [random_bits(state, (3,), 7)])[0]
+
+    yield Sample(region, (values(3, 4, seed=1), values(3, 4, seed=2)), torch=_region_torch)
+    yield Sample(region, (values(3, 4, dtype="float64"), values(3, 4, dtype="float64", seed=2)))
+    yield Sample(region, (values(0), values(0)))
+    yield Sample(region, (values(), values(seed=2)))
+    yield Sample(region, (np.array([np.nan, -0.0], np.float32), np.array([np.inf, 1], np.float32)))
+    yield Sample(nested, (values(5),))
+    yield Sample(nested, (values(2, 3, dtype="float64"),))
+    yield Sample(walk, (np.array([1, 2, 3, 4], np.uint32),))
+
+
+def _region_torch(torch: Any, x: Any, y: Any) -> Any:
+    return torch.exp(x * y), torch.sin(x) + y
 
 
 @samples("cond")
