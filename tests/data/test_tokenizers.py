@@ -79,6 +79,14 @@ def test_batches_are_padded_behind_and_cut(tmp_path: Path) -> None:
     assert tokens.shape == (1, 5) and tokens[0, -1] == 2  # the special token at the end stays
 
 
+def test_a_stream_behind_a_prompt_has_its_spaces(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    tokenizer = data.LibraryTokenizer(made.to_str())
+    assert list(tokenizer.stream([1, 0])) == ["b", " a"]
+    assert list(tokenizer.stream([1, 0], after=[0])) == [" b", " a"]
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [

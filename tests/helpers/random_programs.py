@@ -455,7 +455,6 @@ class RandomProgram:
             self.after[j] = second + self.after[i] if how == "cross" else self.after[i]
 
 
-
 def problem(
     program: RandomProgram, native: programs.NativeProgram, threads: Sequence[int] = (1, 2, 3, 7)
 ) -> str | None:

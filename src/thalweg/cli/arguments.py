@@ -127,6 +127,7 @@ def _parser() -> _Parser:
         help="pictures; before them a checkpoint (.safetensors), by default the last one trained in ./runs",
     )
     _running(predict)
+    _language(command)
     _inspection(command)
     return parser
 
@@ -218,6 +219,30 @@ def _running(parser: _Parser) -> None:
     )
 
 
+def _language(command: Callable[[str, str, str], _Parser]) -> None:
+    where = "a run of thalweg train, or a directory of Hugging Face, or a name on its hub"
+    generate = command("generate", "language", "write text behind a prompt")
+    add = generate.add_argument
+    add("checkpoint", nargs="?", help=f"{where} (default: the last one trained in ./runs)")
+    add("--prompt", default="\n", help="what the text begins with (default: a line break)")
+    add("--max-new-tokens", type=_at_least_one, default=200, help="default: 200")
+    add("--temperature", type=_positive, default=1.0, help="below 1: closer to the most likely (default: 1)")
+    add("--top-k", type=_at_least_one, help="only the so many most likely tokens")
+    add("--top-p", type=_share, default=1.0, help="only the most likely tokens that together have this share")
+    add("--repetition-penalty", type=_positive, default=1.0, help="above 1: what is there comes less often")
+    add("--greedy", action="store_true", help="always the most likely token")
+    add("--seed", type=_seed, help="for the same text again")
+    _running(generate)
+    for name, text in (("embed", "turn texts into vectors"), ("classify", "say of which class texts are")):
+        found = command(name, "language", text)
+        found.add_argument("checkpoint", help="a directory of Hugging Face, or a name on its hub")
+        found.add_argument("file", nargs="?", help="a file with a text in each line")
+        found.add_argument("--text", action="append", metavar="TEXT", help="may be given several times")
+        if name == "embed":
+            found.add_argument("-o", "--output", metavar="FILE", type=_numpy, help="a file of NumPy (.npy)")
+        _running(found)
+
+
 def _inspection(command: Callable[[str, str, str], _Parser]) -> None:
     graph = command("graph", "inspection", "print or draw the graph of a network")
     graph.add_argument("model", choices=MODELS, metavar="model", help=" or ".join(MODELS))
@@ -278,6 +303,14 @@ def _drawing(text: str) -> Any:
     return _value(
         text, str, lambda name: name.lower().endswith((".svg", ".txt")), "a file name ending in .svg or .txt"
     )
+
+
+def _numpy(text: str) -> Any:
+    return _value(text, str, lambda name: name.lower().endswith(".npy"), "a file name ending in .npy")
+
+
+def _share(text: str) -> Any:
+    return _value(text, float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 
 def _at_least_one(text: str) -> Any:

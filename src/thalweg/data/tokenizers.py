@@ -50,8 +50,8 @@ class Tokenizer(Protocol):
         """The text of token numbers."""
         ...
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text of token numbers piece by piece, each as soon as it is certain."""
+    def stream(self, tokens: Iterable[int], after: Iterable[int] = ()) -> Iterator[str]:
+        """The text of token numbers behind those of `after`, piece by piece, as soon as it is certain."""
         ...
 
     def to_json(self) -> str:
@@ -113,7 +113,7 @@ class CharacterTokenizer(_Saved):
     def decode(self, tokens: Iterable[int]) -> str:
         return "".join(self.stream(tokens))
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+    def stream(self, tokens: Iterable[int], after: Iterable[int] = ()) -> Iterator[str]:
         for token in tokens:
             yield self.characters[_checked(token, self.vocabulary_size)]
 
@@ -137,7 +137,7 @@ class ByteTokenizer(_Saved):
     def decode(self, tokens: Iterable[int]) -> str:
         return "".join(self.stream(tokens))
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+    def stream(self, tokens: Iterable[int], after: Iterable[int] = ()) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
             piece = decoder.decode(bytes([_checked(token, 256)]))
@@ -195,8 +195,10 @@ class LibraryTokenizer(_Saved):
     def decode(self, tokens: Iterable[int]) -> str:
         return str(self._tokenizer.decode([int(token) for token in tokens]))
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+    def stream(self, tokens: Iterable[int], after: Iterable[int] = ()) -> Iterator[str]:
         pieces = _library().decoders.DecodeStream(skip_special_tokens=True)
+        for token in after:  # whether a word begins with a space depends on what is before it
+            pieces.step(self._tokenizer, int(token))
         for token in tokens:
             piece = pieces.step(self._tokenizer, int(token))
             if piece:

@@ -63,9 +63,7 @@ class LayerCache(nn.Module):
 
     def attend_all(self, query: Any, visible: Any, scale: float | None = None) -> Any:
         """Attend to everything in the cache that is `visible` [B, L]: [B, T, H * d]."""
-        return joined_heads(
-            cached_attention(query, self.keys, self.values, visible=visible, scale=scale)
-        )
+        return joined_heads(cached_attention(query, self.keys, self.values, visible=visible, scale=scale))
 
     def reorder(self, rows: Any, count: int) -> None:
         """Row b gets the first `count` places of row `rows[b]`."""

@@ -247,7 +247,7 @@ def from_pretrained(
     Raises `DataError` for files that are missing or broken, `ArgumentError` for a configuration or weights
     that do not fit, with all names that are missing, unexpected or misshapen.
     """
-    folder = _folder(name, revision)
+    folder = checkpoint_folder(name, revision)
     values = {**read_config(folder), **changes}
     cls = model_class or _class_for(values, folder)
     accepted = cls.config_class.model_type
@@ -289,7 +289,7 @@ def _class_for(values: Mapping[str, Any], folder: Path) -> type[PretrainedModel]
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _folder(name: str | os.PathLike[str], revision: str | None) -> Path:
+def checkpoint_folder(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The directory of that name, or that of a repository on the hub after download."""
     folder = Path(name)
     if folder.is_dir():

@@ -75,4 +75,4 @@ def _pieces(
                 yield int(token[0])
             left, part = left - room, part + 1
 
-    yield from tokenizer.stream(new_tokens())
+    yield from tokenizer.stream(new_tokens(), after=() if hasattr(model, "encode") else tokens.copy())
