@@ -51,6 +51,7 @@ class Target:
     support: Support
     machine: str = "native"  # instruction set, a name that the C compiler's flags know
     cache_bytes: int = 1 << 20  # of one core's own cache: batch blocks are cut so that activations stay in it
+    winograd: bool = True  # may 3x3 convolutions be computed with fewer multiplications, rounded otherwise?
 
 
 class Scope(Enum):

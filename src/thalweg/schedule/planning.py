@@ -12,6 +12,7 @@ from thalweg.plan import LANES, MOST_SLOTS, Buffer, Kernel, Phase, Plan, Scope, 
 from thalweg.schedule.batch import Batch, find_batch
 from thalweg.schedule.fuse import Fusion, is_array
 from thalweg.schedule.memory import place
+from thalweg.schedule.winograd import use_winograd
 from thalweg.types import Span, Type, uint8
 
 SLOT_LIMIT = 16 << 10  # bytes of a partial result: a larger one is cut by its output instead of the batch
@@ -22,6 +23,8 @@ MOST_TILES = 64
 
 def schedule(graph: Graph, target: Target) -> Plan:
     """The plan of a legalised graph. Everything in it follows from shapes and the target."""
+    if target.winograd and find_batch(graph, target) is None:
+        graph = use_winograd(graph)
     graph = separate_results(graph)
     fusion = Fusion(graph, target.support)
     kernels = fusion.kernels()

@@ -15,6 +15,7 @@ from thalweg.codegen.c import (
     nests,
     products,
     windows,
+    winograd,
 )
 from thalweg.codegen.c.bindings import LANE_PARAMETERS, TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import MOVES
@@ -48,6 +49,10 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "convolution": convolutions.emit_convolution,
     "convolution_input_gradient": convolutions.emit_convolution,
     "convolution_weight_gradient": convolutions.emit_convolution,
+    "winograd_convolution": winograd.emit_winograd_convolution,
+    "winograd_filters": winograd.emit_winograd_filters,
+    "winograd_products": winograd.emit_winograd_products,
+    "winograd_weight_gradient": winograd.emit_winograd_weight_gradient,
     "max_unpool": windows.emit_unwindow,
     "sum_unpool": windows.emit_unwindow,
     "scatter": accumulation.emit_scatter,
@@ -72,6 +77,8 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
         return control.cond_workspace(kernel, target)
     if kernel.kind == "cached_attention":
         return caches.attention_workspace(kernel)
+    if kernel.kind.startswith("winograd"):
+        return winograd.winograd_workspace(kernel)
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lane_convolutions.convolution_workspace(kernel, block)
     if kernel.role == "whole" and kernel.anchor is not None and kernel.anchor.op.kind is Kind.CONTRACTION:
@@ -126,6 +133,8 @@ def support() -> Support:
                 "convolution",
                 "convolution_input_gradient",
                 "convolution_weight_gradient",
+                "winograd_convolution",
+                "winograd_weight_gradient",
                 "sum",
                 "sum_pool",
             }
