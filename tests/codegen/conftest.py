@@ -23,6 +23,7 @@ class Parameter:
     """An array that a program reads as state, so that no axis of it counts samples."""
 
     name = "parameter"
+    version = 0
 
     def __init__(self, data: Array) -> None:
         self.data = data

@@ -386,6 +386,7 @@ class Holder(Protocol):
 
     name: str
     data: np.ndarray[Any, Any]
+    version: int  # counts the changes of the value
 
 
 @dataclass(frozen=True, slots=True, eq=False)

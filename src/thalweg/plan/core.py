@@ -152,6 +152,7 @@ class Phase:
     tasks: int = 1
     block: int = 0  # samples per block (batch phases)
     extent: int = 0  # samples (batch phases)
+    kept: bool = False  # what it computes follows from state alone, and is kept until that state changes
 
 
 @dataclass(eq=False, slots=True)
@@ -172,6 +173,16 @@ class Plan:
         default_factory=dict
     )  # id(value) -> the value whose bytes it has in another shape
     batch_axis: dict[int, int] = field(default_factory=dict)  # id(value) -> axis that counts samples
+
+    @property
+    def kept(self) -> int:
+        """Phases at the beginning that a call leaves out while the state that they read is as it was."""
+        return sum(phase.kept for phase in self.phases)
+
+    def kept_state(self) -> list[int]:
+        """Numbers of the state entries that those phases read."""
+        read = {id(v) for phase in self.phases[: self.kept] for k in phase.kernels for v in k.reads}
+        return [number for number, entry in enumerate(self.graph.state) if id(entry.before) in read]
 
     @property
     def workspaces(self) -> list[Buffer]:
@@ -443,6 +454,11 @@ class _Contents:
         for value, buffer in ends:
             if buffer.nbytes and self.held.get(id(buffer), (buffer, 0))[1] != id(value):
                 raise GraphError(f"{buffer.name} does not hold {value} when the program ends")
+        for kernel in (k for phase in plan.phases[: plan.kept] for k in phase.kernels):
+            for value in kernel.roots:
+                buffer = plan.buffers[id(value)][0]
+                if buffer.nbytes and self.held.get(id(buffer), (buffer, 0))[1] != id(value):
+                    raise GraphError(f"{buffer.name} does not keep {value} for the next call")
 
 
 def _bytes(buffer: Buffer) -> tuple[str, int, int]:

@@ -47,7 +47,7 @@ def _phases(plan: Plan, found: Machine, limit: int | None) -> list[str]:
 
 
 def _phase(number: int, phase: Phase) -> str:
-    how = f"{phase.tasks} tasks"
+    how = f"{phase.tasks} tasks" + (", kept until the state changes" if phase.kept else "")
     if phase.batch:
         how += f" over {phase.extent} samples, blocks of {phase.block}"
     return f"phase {number}: {how}"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from thalweg.config import settings
-from thalweg.plan import Kernel, Plan
+from thalweg.plan import Kernel, Phase, Plan
 from thalweg.runtime import limits
 from thalweg.runtime.program import NativeProgram
 
@@ -88,6 +88,13 @@ class Profile:
         Path(path).write_text(json.dumps({"traceEvents": rows}), encoding="utf-8")
 
 
+def _events(phase: Phase) -> int:
+    """Calls of kernels in a phase, at most."""
+    if phase.batch:
+        return len(phase.kernels) * -(-phase.extent // phase.block)
+    return sum(kernel.tasks for kernel in phase.kernels)
+
+
 def profile(program: NativeProgram, inputs: Sequence[Array], calls: int = 20) -> Profile:
     """Run a timed twin of `program`; state is as before afterwards."""
     from thalweg.codegen.c.program import EVENTS
@@ -95,6 +102,7 @@ def profile(program: NativeProgram, inputs: Sequence[Array], calls: int = 20) ->
     threads = program.threads or settings.threads()
     twin = program.observed("timed")
     twin.threads = threads
+    calls = max(1, min(calls, EVENTS // max(1, sum(_events(phase) for phase in twin.plan.phases))))
     kept = [(holder, np.array(holder.data)) for holder, changes in twin.states if changes]
     twin.events = np.zeros((threads, 3 * EVENTS + 1), np.int64)
     try:

@@ -48,20 +48,21 @@ def compile_graph(
     threads: int | None = None,
     target: str = "native",
     check: bool | None = None,
+    winograd: bool = True,
 ) -> Program:
     """The program of a traced graph.
 
     `backend` is "c" or "numpy" (None: the THALWEG_BACKEND setting, else C where a compiler is found),
     `threads` how many take part (None: the THALWEG_THREADS setting), `target` the instruction set of the
     C compiler's flags, `check` whether the first call compares the program with the references (None: the
-    THALWEG_CHECK setting).
+    THALWEG_CHECK setting), `winograd` whether 3x3 convolutions may be computed with fewer multiplications.
     """
     chosen = backend or settings.backend
     if chosen == "auto":
         chosen = "c" if _has_compiler() else "numpy"
     if chosen == "numpy":
         return InterpretedProgram(graph)
-    return NativeProgram(graph, threads, target, settings.check if check is None else check)
+    return NativeProgram(graph, threads, target, settings.check if check is None else check, winograd)
 
 
 @cache
@@ -77,14 +78,14 @@ def _has_compiler() -> bool:
     return True
 
 
-def make_plan(graph: Graph, target: str = "native") -> Plan:
+def make_plan(graph: Graph, target: str = "native", winograd: bool = True) -> Plan:
     """The plan of a traced graph for the C backend; needs no compiler."""
     from thalweg.codegen.c.support import support
     from thalweg.passes.pipeline import prepare
     from thalweg.schedule import schedule
 
     backend = support()
-    return schedule(prepare(graph, backend.takes), Target(backend, target))
+    return schedule(prepare(graph, backend.takes), Target(backend, target, winograd=winograd))
 
 
 def _dump(directory: Path, graph: Graph, plan: Plan, text: str) -> None:
@@ -136,6 +137,7 @@ class _Call(ctypes.Structure):
         ("io", ctypes.c_void_p),
         ("error", ctypes.c_int32),
         ("observer", ctypes.c_void_p),
+        ("kept", ctypes.c_int32),  # phases at the beginning that are left out
     )
 
 
@@ -144,6 +146,7 @@ class Frame:
 
     def __init__(self, plan: Plan, threads: int, constants: Sequence[Array]) -> None:
         self.threads = threads
+        self.versions: list[int] = []  # of the state that what the arena keeps was computed from
         self.arena = allocate(plan.arena_bytes, role="arena")
         self.scratch = allocate(plan.thread_bytes * threads, role="scratch")
         self.first_constant = len(plan.inputs) + len(plan.state) + len(plan.outputs)
@@ -163,10 +166,15 @@ class NativeProgram:
     """The graph as a native library: scheduled, written as C, built (or found in the cache) and loaded."""
 
     def __init__(
-        self, graph: Graph, threads: int | None = None, target: str = "native", check: bool = False
+        self,
+        graph: Graph,
+        threads: int | None = None,
+        target: str = "native",
+        check: bool = False,
+        winograd: bool = True,
     ) -> None:
         self.graph = graph
-        self.plan = make_plan(graph, target)
+        self.plan = make_plan(graph, target, winograd)
         self.threads = threads  # None: the setting at the time of each call
         self.unchecked = check  # the next call compares the program with the reference first
         self._build()
@@ -203,6 +211,8 @@ class NativeProgram:
         self.states = [(state.holder, state.after is not None) for state in scheduled.state]
         self.results = [ResultMemory(value.shape, value.dtype.numpy) for value in scheduled.outputs]
         self.constants = self.plan.constant_arrays()
+        self.kept = self.plan.kept
+        self.kept_holders = [scheduled.state[number].holder for number in self.plan.kept_state()]
         self.frames: list[Frame] = []
         self.events: Array | None = None  # of a timed program: one row of records per thread
 
@@ -220,6 +230,8 @@ class NativeProgram:
             frame = None
         if frame is None or frame.threads != threads:
             frame = Frame(self.plan, threads, self.constants)
+        versions = [holder.version for holder in self.kept_holders]  # before the values: those may be newer
+        frame.call.kept = self.kept if versions and versions == frame.versions else 0
         pointers = frame.pointers
         position = 0
         for array in inputs:
@@ -245,6 +257,7 @@ class NativeProgram:
         if self.events is not None:
             call.observer = self.events.ctypes.data
         code = self.entry(pool(threads), self.run, frame.reference)
+        frame.versions = [] if code else versions
         self.frames.append(frame)
         if code:
             raise self._failure(self.failures[code - 1], inputs)

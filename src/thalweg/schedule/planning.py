@@ -30,8 +30,11 @@ def schedule(graph: Graph, target: Target) -> Plan:
     kernels = fusion.kernels()
     batch = find_batch(graph, target)
     kernels = assign_roles(kernels, batch, target, fusion.alias)
-    levels = assign_levels(kernels, graph)
-    phases = make_phases(kernels, levels, batch, target)
+    kept, others = split_kept(kernels, graph)
+    phases = make_phases(kept, assign_levels(kept, graph), None, target)
+    for phase in phases:
+        phase.kept = True
+    phases += make_phases(others, assign_levels(others, graph), batch, target)
     plan = Plan(graph, target, phases, {}, [], [], [], [])
     plan.alias = fusion.alias
     plan.batch_axis = batch.axis if batch is not None else {}
@@ -173,6 +176,25 @@ def _producers(kernel: Kernel) -> set[int]:
         found.add(id(value.node))
         stack.extend(value.node.inputs)
     return found
+
+
+def split_kept(kernels: list[Kernel], graph: Graph) -> tuple[list[Kernel], list[Kernel]]:
+    """The kernels whose results follow from state that the program does not change, and the others. What the
+    first compute (packed or transformed weights, scales of a normalisation) is kept from call to call."""
+    fixed = {id(entry.before) for entry in graph.state if entry.after is None}
+    arrays = {id(node.outputs[0]) for node in graph.nodes if is_array(node)}
+    results = {id(value) for value in graph.results}
+    kept: list[Kernel] = []
+    others: list[Kernel] = []
+    for kernel in kernels:
+        reads = {id(value) for value in kernel.reads}
+        follows = reads & fixed and reads <= fixed | arrays and not can_fail(kernel)
+        if follows and kernel.role == "whole" and not results & {id(root) for root in kernel.roots}:
+            kept.append(kernel)
+            fixed.update(id(root) for root in kernel.roots)
+        else:
+            others.append(kernel)
+    return kept, others
 
 
 # ---- levels and phases -----------------------------------------------------------------------------------
@@ -385,6 +407,7 @@ class _Buffers:
         self.holding: dict[int, list[int]] = {}  # id(buffer) -> ids of the values that it holds in turn
         self.readers: dict[int, list[tuple[int, int]]] = {}  # id(value) -> (phase, kernel) of every read
         self.place: dict[int, tuple[int, int]] = {}  # id(kernel) -> (phase, kernel)
+        self.kept: list[Buffer] = []  # what the next call needs again
 
     def build(self) -> None:
         graph = self.plan.graph
@@ -470,6 +493,8 @@ class _Buffers:
                             self.rows[id(root)] = found
                         else:
                             self._row(root, root.node.op.name if root.node else "value", Scope.PROGRAM)
+                    if phase.kept:
+                        self.kept.append(self.rows[id(root)])
             return
         assert self.batch is not None
         kernels: list[Kernel] = []
@@ -552,6 +577,8 @@ class _Buffers:
 
     def _read_after(self, value: Value, buffer: Buffer, kernel: Kernel, phase: Phase) -> bool:
         """Does anything read these bytes beside or after the kernel?"""
+        if any(found is buffer for found in self.kept):
+            return True
         number, position = self.place[id(kernel)]
         for held in self.holding[id(buffer)]:
             for other, index in self.readers.get(held, ()):
@@ -575,6 +602,8 @@ class _Buffers:
                         if buffer.first[0] < 0:
                             buffer.first = (number, index if private else 0)
                         buffer.last = (number, index if private else 1 << 30)
+        for buffer in self.kept:
+            buffer.last = (len(self.plan.phases), 0)
 
     def _workspaces(self, number: int, phase: Phase) -> None:
         """Scratch that kernels need beside their operands, private to a thread while the kernel runs."""

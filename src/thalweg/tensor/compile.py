@@ -65,13 +65,16 @@ class Options:
     threads: int | None = None
     target: str = "native"
     check: bool | None = None
+    winograd: bool = True
 
 
 def make_program(graph: Graph, options: Options) -> Any:
     """The program of a graph: the one place where the tensor layer meets the runtime."""
     from thalweg.runtime.program import compile_graph
 
-    return compile_graph(graph, options.backend, options.threads, options.target, options.check)
+    return compile_graph(
+        graph, options.backend, options.threads, options.target, options.check, options.winograd
+    )
 
 
 # ---- keys of arguments -------------------------------------------------------------------------------------
@@ -274,7 +277,8 @@ class Compiled(Traceable):
         """What runs for these arguments: phases, kernels, buffers and exact bytes; nothing is compiled."""
         from thalweg.runtime.program import make_plan
 
-        return make_plan(self._inspected(args, kwargs, run=False).graph, self.options.target)
+        graph = self._inspected(args, kwargs, run=False).graph
+        return make_plan(graph, self.options.target, self.options.winograd)
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The C text of the program for these arguments; no compiler is needed."""
@@ -455,6 +459,7 @@ def compile(
     threads: int | None = None,
     target: str = "native",
     check: bool | None = None,
+    winograd: bool = True,
 ) -> Any:
     """Compile a function of tensors: traced once per signature of its arguments, then run as one program.
 
@@ -470,16 +475,20 @@ def compile(
     `threads`: for this program; None for THALWEG_THREADS or all CPUs. `target`: the instruction set of the C
     backend: "native", "x86-64-v4" (AVX-512), "x86-64-v3" (AVX2) or "x86-64"; results have the same bits on
     each. `check`: whether the first call begins by comparing every kernel of the C program with the NumPy
-    references (None: where THALWEG_CHECK=1); a difference raises `CheckError` and changes nothing. Inside
+    references (None: where THALWEG_CHECK=1); a difference raises `CheckError` and changes nothing.
+    `winograd`: whether convolutions of 3x3 with many channels may be computed with a third of the
+    multiplications (Winograd's algorithm), where that is faster; results then differ in rounding. Inside
     another traced function, and where a gradient of its arguments is being recorded eagerly, the plain
     function runs."""
     if backend not in BACKENDS:
         raise ArgumentError(f'backend is "c", "numpy" or None, received {backend!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ArgumentError(f"threads is a positive integer or None, received {threads!r}")
+    if not isinstance(winograd, bool):
+        raise ArgumentError(f"winograd is True or False, received {winograd!r}")
     if function is None:
         return lambda decorated: compile(
-            decorated, backend=backend, threads=threads, target=target, check=check
+            decorated, backend=backend, threads=threads, target=target, check=check, winograd=winograd
         )
     if check not in (None, True, False):
         raise ArgumentError(f"check is True, False or None, received {check!r}")
@@ -495,4 +504,4 @@ def compile(
             f"{function.__name__} is a {kind} function, whose code runs after the trace is over; return a "
             "list or tuple of tensors instead"
         )
-    return Compiled(function, Options(backend, threads, target, check))
+    return Compiled(function, Options(backend, threads, target, check, winograd))

@@ -171,7 +171,7 @@ def _prelude(functions: set[str]) -> str:
             '#include "vector.h"',
             '#include "runtime.h"',
             library.text_for(sorted(functions)) if functions else "",
-            "typedef struct { char *arena; char *scratch; void *const *io; volatile int32_t error; void *observer; } program;",
+            "typedef struct { char *arena; char *scratch; void *const *io; volatile int32_t error; void *observer; int32_t kept; } program;",
         ]
     )
 
@@ -296,7 +296,7 @@ def _entry(plan: Plan, phases: list[str]) -> str:
         f"{{{n}, {p.tasks}, {int(p.tasks == 1)}}}" for n, p in zip(phases, plan.phases, strict=True)
     )
     count = len(plan.phases)
-    body = f"static const tw_phase phases[] = {{{listed}}};\nreturn run(pool, phases, {count}, x, &x->error);"
+    body = f"static const tw_phase phases[] = {{{listed}}};\nreturn run(pool, phases + x->kept, {count} - x->kept, x, &x->error);"
     if not count:
         body = "(void)pool; (void)run; (void)x; return 0;"
     return (
