@@ -1,12 +1,13 @@
-"""Winograd's convolution F(4x4, 3x3): which 3x3 convolutions are computed by it, and the ops that it consists of.
+"""Winograd's convolution F(4x4, 3x3): which 3x3 convolutions are computed by it, and its ops.
 
-In: a legalised graph. Out: a graph in which the convolutions for which the cost model finds it faster are replaced.
-`schedule` calls `use_winograd`; the kernels are in codegen/c/winograd.py.
+In: a legalised graph. Out: a graph in which the convolutions for which the cost model finds it faster are
+replaced. `schedule` calls `use_winograd`; the kernels are in codegen/c/winograd.py.
 
-A tile of 4x4 results needs 36 multiplications per channel instead of 144: y = At [(G w Gt) * (Bt x B)] A, with 6x6
-tiles of the input that overlap by two. The points are 0, +-sqrt(1/2), +-sqrt(2) and infinity, whose rounding errors
-are three to five times smaller than those of 0, +-1, +-2. Sums over channels (over tiles, in the weight gradient) are
-36 matrix products. Filters are transformed in float64. (Lavin and Gray, 2016; the points: Barabasz et al., 2020.)
+A tile of 4x4 results needs 36 multiplications per channel instead of 144: y = At [(G w Gt) * (Bt x B)] A,
+with 6x6 tiles of the input that overlap by two. The points are 0, +-sqrt(1/2), +-sqrt(2) and infinity, whose
+rounding errors are three to five times smaller than those of 0, +-1, +-2. Sums over channels (over tiles, in
+the weight gradient) are 36 matrix products. Filters are transformed in float64. (Lavin and Gray, 2016; the
+points: Barabasz et al., 2020.)
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ INPUT = np.array(
 
 
 def panels(filters: int) -> tuple[int, int]:
-    """Panels that filters are cut into, and the filters of each: a multiple of 16; the last is filled with zeros."""
+    """Panels that filters are cut into, and the filters of each: a multiple of 16; zeros fill the last."""
     vectors = -(-filters // LANES)
     count = -(-vectors // PANEL)
     return count, -(-vectors // count) * LANES
@@ -146,8 +147,8 @@ class WinogradConvolution(Op):
 
 @primitive("winograd_products", Kind.CONTRACTION, combine="sum")
 class WinogradProducts(Op):
-    """x [N, C, H, W] and y's cotangent [N, K, rows, columns] -> [slots, 36, panels, C, filters of a panel]: the gradient
-    with respect to the transformed filters, each slot from a part of the images.
+    """x [N, C, H, W] and y's cotangent [N, K, rows, columns] -> [slots, 36, panels, C, filters of a panel]:
+    the gradient with respect to the transformed filters, each slot from a part of the images.
     """
 
     padding: Pairs
@@ -180,7 +181,9 @@ class WinogradProducts(Op):
 
 @primitive("winograd_weight_gradient", Kind.CONTRACTION, combine="sum")
 class WinogradWeightGradient(Op):
-    """The gradient [filters, C, 3, 3] from that with respect to the transformed filters: Gt u G, added over slots."""
+    """The gradient [filters, C, 3, 3] from that with respect to the transformed filters: Gt u G, added over
+    slots.
+    """
 
     filters: int
 
@@ -249,7 +252,7 @@ def cut(batch: int, rows: int, columns: int, channels: int, filters: int) -> Cut
 
 
 def _pays(batch: int, out: Sequence[int], channels: int, filters: int, fixed: bool) -> bool:
-    """Is Winograd's convolution faster than the direct one? `fixed`: the filters have been transformed before."""
+    """Is Winograd's convolution faster than the direct one? `fixed`: filters are transformed once."""
     if min(channels, filters) < LANES or not min(batch, *out):
         return False
     direct = DIRECT * batch * math.prod(out) * filters * channels * 9 / LANES
@@ -315,7 +318,9 @@ def _eligible(node: Node, fixed: set[int]) -> bool:
     if second.shape[2:] != (3, 3):
         return False
     if op.name == "convolution":
-        return _pays(first.shape[0], node.outputs[0].shape[2:], *second.shape[1::-1], id(second) in fixed)
+        filters, channels = second.shape[:2]
+        return _pays(first.shape[0], node.outputs[0].shape[2:], channels, filters, id(second) in fixed)
     if any(max(pair) > 2 for pair in op.padding):
         return False
-    return _pays(first.shape[0], node.outputs[0].shape[2:], *second.shape[:2], id(second) in fixed)
+    channels, filters = second.shape[:2]
+    return _pays(first.shape[0], node.outputs[0].shape[2:], channels, filters, id(second) in fixed)

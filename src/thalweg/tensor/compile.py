@@ -477,7 +477,8 @@ def compile(
     each. `check`: whether the first call begins by comparing every kernel of the C program with the NumPy
     references (None: where THALWEG_CHECK=1); a difference raises `CheckError` and changes nothing.
     `winograd`: whether convolutions of 3x3 with many channels may be computed with a third of the
-    multiplications (Winograd's algorithm), where that is faster; results then differ in rounding. Inside
+    multiplications (Winograd's algorithm), where that is faster; results then differ in rounding, and an
+    infinity or NaN in the input spreads over its tile of 4x4 results. Inside
     another traced function, and where a gradient of its arguments is being recorded eagerly, the plain
     function runs."""
     if backend not in BACKENDS:

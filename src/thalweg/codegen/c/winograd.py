@@ -206,7 +206,8 @@ class _Block:
     def strip(self, window: int) -> int:
         """Elements of a strip for `high` rows of tiles."""
         columns = TILE * self.columns + window - TILE
-        return ((TILE * self.high + window - TILE) * columns + self.left + 2 * LANES) * LANES
+        elements: int = ((TILE * self.high + window - TILE) * columns + self.left + 2 * LANES) * LANES
+        return elements
 
     def matrices(self, size: int) -> tuple[int, int]:
         """For 36 matrices [tile][size]: elements from row to row, and from matrix to matrix."""
@@ -281,9 +282,7 @@ def winograd_workspace(kernel: Kernel) -> int:
     """Bytes of strips and matrices."""
     anchor = kernel.anchor
     assert anchor is not None
-    if kernel.kind == "winograd_filters":
-        return 9 * LANES * LANES * 4
-    if kernel.kind == "winograd_weight_gradient":
+    if kernel.kind in ("winograd_filters", "winograd_weight_gradient"):
         return 9 * LANES * LANES * 4
     if kernel.kind == "winograd_products":
         block = _gradient_block(anchor)
@@ -292,7 +291,8 @@ def winograd_workspace(kernel: Kernel) -> int:
         return sum(parts) * 4
     block, _ = _convolution_block(anchor)
     matrices = POINTS * (block.matrices(-(-block.channels // LANES) * LANES)[1] + block.matrices(block.panel)[1])
-    return (block.strip(WINDOW) + matrices + TILE * -(-TILE * block.columns // LANES) * LANES * LANES) * 4
+    pixels: int = TILE * -(-TILE * block.columns // LANES) * LANES * LANES
+    return (block.strip(WINDOW) + matrices + pixels) * 4
 
 
 class _Kernel:
@@ -465,19 +465,40 @@ def emit_winograd_filters(context: Context) -> KernelText:
         kernel.items(count * width // LANES * chunks),
         f"const int64_t filter = item / {chunks} * 16, channel = item % {chunks} * 16, p = filter / {width}, k = filter % {width};",
         f"const int64_t valid = {filters} - filter, some = {channels} - channel < 16 ? {channels} - channel : 16;",
-        "for (int64_t c = 0; c < some; c++) for (int64_t l = 0; l < 16; l++) for (int64_t tap = 0; tap < 9; tap++)",
-        f"taps[(c * 9 + tap) * 16 + l] = l < valid ? {kernel.operands[0]}["
-        + (
-            f"((channel + c) * {filters} + filter + l) * 9 + tap]"
-            if back
-            else f"((filter + l) * {channels} + channel + c) * 9 + tap]"
-        )
-        + " : 0;",
+        *_taps(kernel.operands[0], filters, channels, back),
         f"for (int64_t c = 0; c < some; c++) {tile}(taps + c * {9 * LANES}, {target} + (p * {channels} + channel + c) * {width} + k, "
         f"{count * channels * width});",
         "}",
     ]
     return kernel.function(lines)
+
+
+def _taps(w: str, filters: int, channels: int, back: bool) -> list[str]:
+    """C that copies the weights of 16 filters and `some` channels to [channel][tap][filter]."""
+    lines = []
+    if back:  # the taps of neighbouring filters lie beside each other
+        lines += [
+            "if (valid >= 16) {",
+            "for (int64_t c = 0; c < some; c++) for (int64_t tap = 0; tap < 9; tap++) store_f32(taps + (c * 9 + tap) * 16, "
+            f"load_strided_f32({w} + ((channel + c) * {filters} + filter) * 9 + tap, 9));",
+        ]
+        place = f"((channel + c) * {filters} + filter + l) * 9 + tap"
+    else:  # those of neighbouring channels
+        lines += [
+            "if (valid >= 16 && some == 16) {",
+            "for (int64_t at = 0; at < 144; at += 16) {",
+            "f32x16 t[16];",
+            f"for (int64_t l = 0; l < 16; l++) t[l] = load_f32({w} + ((filter + l) * {channels} + channel) * 9 + at);",
+            "transpose_f32(t);",
+            "for (int64_t l = 0; l < 16; l++) store_f32(taps + (at + l) * 16, t[l]);",
+            "}",
+        ]
+        place = f"((filter + l) * {channels} + channel + c) * 9 + tap"
+    return [
+        *lines,
+        "} else for (int64_t c = 0; c < some; c++) for (int64_t l = 0; l < 16; l++) for (int64_t tap = 0; tap < 9; tap++)",
+        f"taps[(c * 9 + tap) * 16 + l] = l < valid ? {w}[{place}] : 0;",
+    ]
 
 
 def emit_winograd_weight_gradient(context: Context) -> KernelText:
