@@ -183,13 +183,14 @@ def split_kept(kernels: list[Kernel], graph: Graph) -> tuple[list[Kernel], list[
     first compute (packed or transformed weights, scales of a normalisation) is kept from call to call."""
     fixed = {id(entry.before) for entry in graph.state if entry.after is None}
     arrays = {id(node.outputs[0]) for node in graph.nodes if is_array(node)}
-    results = {id(value) for value in graph.results}
+    results, risky = {id(value) for value in graph.results}, set(failing_nodes(graph))
     kept: list[Kernel] = []
     others: list[Kernel] = []
     for kernel in kernels:
         reads = {id(value) for value in kernel.reads}
-        follows = reads & fixed and reads <= fixed | arrays and not can_fail(kernel)
-        if follows and kernel.role == "whole" and not results & {id(root) for root in kernel.roots}:
+        follows = bool(reads & fixed) and reads <= fixed | arrays and kernel.role == "whole"
+        bound = results & {id(root) for root in kernel.roots} or risky & {id(node) for node in kernel.nodes}
+        if follows and not bound:
             kept.append(kernel)
             fixed.update(id(root) for root in kernel.roots)
         else:
