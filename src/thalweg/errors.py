@@ -58,5 +58,9 @@ class CheckError(NumericError):
     """A compiled program does not compute what the NumPy reference does."""
 
 
+class ReplayError(NumericError):
+    """A training run that is repeated does not give what its receipt says."""
+
+
 class DataError(ThalwegError, ValueError):
     """A file or a data set is broken, missing, or cannot be written."""

@@ -106,9 +106,7 @@ class Mismatch:
         )
 
 
-def mismatch(
-    found: Array, expected: Array, others: Sequence[Array], coarse: bool = False
-) -> Mismatch | None:
+def mismatch(found: Array, expected: Array, others: Sequence[Array], coarse: bool = False) -> Mismatch | None:
     """What is wrong with a result, or None: it may lie as far away as rounding moves the reference, times 16.
 
     `others` are disturbed references. `coarse`: see `is_coarse`."""
@@ -129,9 +127,7 @@ def mismatch(
         return None
     place = np.unravel_index(int(np.argmax(np.where(wrong, excess, -1.0))), found.shape)
     index = tuple(int(i) for i in place)
-    return Mismatch(
-        int(wrong.sum()), wrong.size, index, found[index], expected[index], float(bound[index])
-    )
+    return Mismatch(int(wrong.sum()), wrong.size, index, found[index], expected[index], float(bound[index]))
 
 
 def _beyond(

@@ -128,6 +128,11 @@ def _parser() -> _Parser:
     )
     _running(predict)
     _language(command)
+    verify = command("verify", "verification", "repeat a training run and compare it with its receipt")
+    verify.add_argument("receipt", metavar="receipt.json", help="what train --receipt has written")
+    verify.add_argument("--from", dest="resume", metavar="CHECKPOINT", help="begin behind this checkpoint")
+    verify.add_argument("--data-dir", help="directory with the four MNIST files (plain or .gz)")
+    _running(verify)
     _inspection(command)
     return parser
 
@@ -171,6 +176,14 @@ def _train(parser: _Parser) -> None:
         help="directory for the checkpoint and the curves (default: the next free ./runs/<model>-<n>)",
     )
     add("--resume", metavar="CHECKPOINT", help="continue this run; its settings hold unless given anew")
+    add(
+        "--checkpoint-every",
+        type=_at_least_one,
+        metavar="STEPS",
+        help="write the checkpoint this often, besides at the end of every epoch",
+    )
+    add("--receipt", metavar="FILE.json", help="write hashes of the run there, for thalweg verify")
+    parser.set_defaults(witness=None)
 
 
 def _train_images(group: Any) -> None:

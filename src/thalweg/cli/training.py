@@ -41,7 +41,19 @@ def train(options: argparse.Namespace) -> int:
         print(f"{resumed} has {run.longer}, for example, trains on")
         return 0
     run.announce()
-    return run.go(resumed, options.backend)
+    return run.go(resumed, options.backend, _witness(options, chosen), options.checkpoint_every)
+
+
+def _witness(
+    options: argparse.Namespace, chosen: Mapping[str, Any]
+) -> training.Recorder | training.Replay | None:
+    """What writes the receipt of the run, or, for `thalweg verify`, compares it with one."""
+    if options.witness is not None:
+        found: training.Replay = options.witness
+        return found
+    if options.receipt is None:
+        return None
+    return training.Recorder(options.receipt, {"settings": dict(chosen)})
 
 
 def _kind(options: argparse.Namespace, saved: training.Checkpoint | None) -> type[Run]:
@@ -149,7 +161,13 @@ class Run:
             "settings": json.dumps(self.chosen, sort_keys=True),
         }
 
-    def go(self, resumed: Path | None, backend: str | None) -> int:
+    def go(
+        self,
+        resumed: Path | None,
+        backend: str | None,
+        witness: training.Recorder | training.Replay | None,
+        checkpoint_every: int | None,
+    ) -> int:
         """Train, test, draw; the exit code."""
         unsaved = None
         try:
@@ -167,6 +185,8 @@ class Run:
                 resume=resumed,
                 metadata=self.metadata,
                 backend=backend,
+                checkpoint_every=checkpoint_every,
+                witness=witness,
             )
         except DataError as error:
             if len(self.history.epochs) < self.epochs:
@@ -177,6 +197,8 @@ class Run:
         if unsaved is not None:
             return self._rescue(unsaved)
         print(f"checkpoint: {self.checkpoint}")
+        if isinstance(witness, training.Recorder):
+            print(f"receipt: {os.fspath(witness.path)}")
         self._draw()
         return 130 if self.history.interrupted else 0
 

@@ -23,6 +23,7 @@ from thalweg.train.checkpoint import Path, read_checkpoint, save_checkpoint
 from thalweg.train.history import History
 from thalweg.train.metrics import Average, Metric, named_metrics, summed
 from thalweg.train.progress import Bar, Interrupt, Wording, line, numbers
+from thalweg.train.receipt import Recorder, Replay
 
 if TYPE_CHECKING:
     from thalweg.nn.module import Module
@@ -53,6 +54,8 @@ def fit(
     generator: Generator | None = None,
     metadata: Mapping[str, str] | None = None,
     backend: str | None = None,
+    checkpoint_every: int | None = None,
+    witness: Recorder | Replay | None = None,
 ) -> History:
     """Train `model` for `epochs` passes over `loader` and return the history of losses and metrics.
 
@@ -69,10 +72,11 @@ def fit(
       then.
     * `schedule` is stepped after every "step" or "epoch" (`schedule_every`).
     * `callbacks` are called with the history after every epoch; one that returns True ends the training.
-    * `checkpoint`: a file that is written after every epoch, and when Ctrl-C stops the training; `metadata`
-      goes into it. `resume`: such a file, whose run is continued until it has `epochs` epochs, exactly as if
-      it had never stopped (`generator` is the one that the model's random layers use: the default one unless
-      given).
+    * `checkpoint`: a file that is written after every epoch, after every `checkpoint_every` steps, and when
+      Ctrl-C stops the training; `metadata` goes into it. `resume`: such a file, whose run is continued until
+      it has `epochs` epochs, exactly as if it had never stopped (`generator` is the one that the model's
+      random layers use: the default one unless given).
+    * `witness`: `train.Recorder(path)` writes a receipt of the run, `train.Replay(path)` compares it with one.
 
     Ctrl-C ends the training after the current step: the model is as trained so far, the checkpoint is written
     and the history returned. Raises `NumericError` when the loss is no longer finite.
@@ -85,6 +89,7 @@ def fit(
         run.validation = {}
     run.callbacks, run.shown = tuple(callbacks), progress
     run.checkpoint, run.metadata = checkpoint, dict(metadata or {})
+    run.checkpoint_every, run.witness, run.backend = _steps_between(checkpoint_every), witness, backend
     if resume is not None:
         run.resume(resume)
     return run.go()
@@ -210,6 +215,13 @@ def _parts(batch: Any) -> tuple[list[Any], Any, int]:
     return inputs, targets, int(inputs[0].shape[0])
 
 
+def _steps_between(count: int | None) -> int | None:
+    """Training steps from one checkpoint to the next."""
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise ArgumentError(f"checkpoint_every is {count!r}; expected a whole number of steps, or None")
+    return count
+
+
 def _length(loader: Any) -> int | None:
     """Samples of a whole pass, where the loader tells."""
     dataset = getattr(loader, "dataset", None)
@@ -233,6 +245,9 @@ class _Run:
     shown: bool
     checkpoint: Path | None
     metadata: dict[str, str]
+    checkpoint_every: int | None
+    witness: Recorder | Replay | None
+    backend: str | None
 
     def __init__(
         self,
@@ -278,6 +293,17 @@ class _Run:
         if not self.model.training:
             self.model.train()
         failure: DataError | None = None
+        if self.witness is not None:
+            done = len(self.history.losses)
+            self.witness.begin(
+                self.model,
+                self.optimizer,
+                self.generator,
+                self.loader,
+                done,
+                bool(self.averages),
+                self.backend,
+            )
         with Interrupt(self.shown) as interrupt:
             while len(self.history.epochs) < self.epochs and not interrupt.requested:
                 finished = self._epoch(interrupt)
@@ -290,6 +316,8 @@ class _Run:
         if interrupt.requested and len(self.history.epochs) < self.epochs:
             self.history.interrupted = True
             self._say_stopped(saved=failure is None)
+        if self.witness is not None:
+            self.witness.end()
         if failure is not None:
             raise failure
         return self.history
@@ -333,6 +361,8 @@ class _Run:
         self.history.epochs.append(values)
         if self.schedule is not None and self.schedule_every == "epoch":
             self.schedule.step()
+        if self.witness is not None and self.witness.epoch(values):
+            interrupt.requested = True
         title = wording.title(number, self.epochs, len(self.history.losses))
         line(f"{title}  {numbers(values)}  {speed}", self.shown)
         return True
@@ -356,8 +386,14 @@ class _Run:
             if self.schedule is not None and self.schedule_every == "step":
                 self.schedule.step()
             bar.advance(count, self.averages)
+            if self.witness is not None and self.witness.stepped(self.step, inputs, targets, loss):
+                interrupt.requested = True
             if interrupt.requested:
                 return
+            if self.checkpoint_every is not None and len(self.history.losses) % self.checkpoint_every == 0:
+                failure = self._save()
+                if failure is not None:
+                    warnings.warn(f"{failure}; the training goes on", stacklevel=5)
 
     def _diverged(self, loss: float) -> NumericError:
         rates = sorted({f"{group['lr']:g}" for group in self.optimizer.param_groups})
@@ -385,4 +421,6 @@ class _Run:
             )
         except DataError as error:
             return error
+        if self.witness is not None:
+            self.witness.saved()
         return None
