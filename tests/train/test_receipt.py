@@ -12,7 +12,7 @@ import pytest
 import training_problem as problem
 
 import thalweg as tw
-from thalweg import data, train
+from thalweg import data, models, optim, train
 from thalweg.cli import main
 from thalweg.errors import ArgumentError, DataError, ReplayError
 from thalweg.train.receipt import data_digest
@@ -65,6 +65,43 @@ def test_a_run_repeats_from_any_step(tmp_path: Path, every: str) -> None:
         replay = replayed(tmp_path / "r.json", resume=copy, schedule_every=every)
         step = int(copy.name.split("-")[0])
         assert (replay.compared, replay.equal, replay.notes) == (STEPS - step, STEPS, [])
+
+
+def test_windows_of_a_text_repeat_from_any_step(tmp_path: Path) -> None:
+    """Evaluations after 3, 6 and 7 steps; a checkpoint behind each step."""
+    copies: list[bytes] = []
+
+    class Copying(train.Recorder):
+        def saved(self) -> None:
+            copies.append((tmp_path / "c").read_bytes())
+
+    def fit(witness: Any, **options: Any) -> None:
+        tw.manual_seed(3)
+        model = models.CharLSTM(5, 4, 1, dropout=0.2)
+        tokens = np.random.default_rng(0).integers(0, 5, 60)
+        loader = data.WindowLoader(tokens, context=6, batch_size=3, steps=7, every=3)
+        train.fit(
+            model,
+            loader,
+            loss=lambda outputs, targets: tw.nn.functional.cross_entropy(
+                outputs.logits.reshape(-1, 5), targets.reshape(-1)
+            ),
+            optimizer=optim.AdamW(model.parameters(), lr=0.01),
+            epochs=3,
+            witness=witness,
+            backend="numpy",
+            progress=False,
+            **options,
+        )
+
+    fit(Copying(tmp_path / "r.json"), checkpoint=tmp_path / "c", checkpoint_every=1)
+    steps = [1, 2, 3, 3, 4, 5, 6, 6, 7, 7]
+    assert len(copies) == len(steps)
+    for step, copy in zip(steps[:-2], copies, strict=False):
+        (tmp_path / "c").write_bytes(copy)
+        replay = train.Replay(tmp_path / "r.json")
+        fit(replay, resume=tmp_path / "c")
+        assert (replay.compared, replay.equal) == (7 - step, 7)
 
 
 def test_a_continued_run_has_the_receipt_of_a_whole_one(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def _parser() -> _Parser:
     verify.add_argument("receipt", metavar="receipt.json", help="what train --receipt has written")
     verify.add_argument("--from", dest="resume", metavar="CHECKPOINT", help="begin behind this checkpoint")
     verify.add_argument("--data-dir", help="directory with the four MNIST files (plain or .gz)")
+    verify.add_argument("--text", metavar="FILE", help="the text, where it is not where it was")
     _running(verify)
     _inspection(command)
     return parser

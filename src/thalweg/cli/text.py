@@ -117,8 +117,11 @@ class TextRun(Run):
             chosen["seed"],
             chosen["evaluate_every"],
         )
-        done = 0 if saved is None or saved.loader is None else saved.loader["consumed"]
-        self.epochs = self.loader.iterations(done) + (0 if saved is None else len(saved.history.epochs))
+        done = 0
+        if saved is not None and saved.loader is not None:
+            done = saved.loader["consumed"]
+            self.loader.load_state_dict(saved.loader)
+        self.epochs = self.loader.iterations + (0 if saved is None else len(saved.history.epochs))
         self.optimizer = _optimizer(self.model, chosen)
         self.schedule = _schedule(self.optimizer, chosen)
         self.title = f"{chosen['model']} on {os.path.basename(chosen['text'])}"

@@ -55,8 +55,8 @@ def _words(receipt: Receipt) -> str:
     """The run in a few words."""
     settings = receipt.run.get("settings", {})
     return (
-        f"{settings.get('model')} on {settings.get('data', 'its data')}, seed {settings.get('seed')}, steps "
-        f"{receipt.first_step + 1:,} to {receipt.last_step:,}"
+        f"{settings.get('model')} on {settings.get('data') or settings.get('text')}, seed "
+        f"{settings.get('seed')}, steps {receipt.first_step + 1:,} to {receipt.last_step:,}"
     )
 
 
@@ -72,6 +72,7 @@ def _options(receipt: Receipt, given: argparse.Namespace, out: str) -> argparse.
     for name, value in settings.items():
         if hasattr(training, name):
             setattr(training, name, value)
-    for name in ("threads", "backend", "data_dir", "resume"):
-        setattr(training, name, getattr(given, name))
+    for name in ("threads", "backend", "data_dir", "text", "resume"):
+        if getattr(given, name) is not None:
+            setattr(training, name, getattr(given, name))
     return training

@@ -84,10 +84,14 @@ class WindowLoader:
         self.every = steps if every is None else every
         self.seed = check_seed(seed)
         self._next = 0
+        self._end: int | None = None  # of the iteration that is under way
 
-    def iterations(self, consumed: int = 0) -> int:
-        """How many iterations there are from the start, or after so many batches."""
-        return max(0, -(-self.steps // self.every) - consumed // self.every) if consumed < self.steps else 0
+    @property
+    def iterations(self) -> int:
+        """How many iterations come yet, the one under way included."""
+        begin = self._next if self._end is None else self._end
+        later = -(-self.steps // self.every) - begin // self.every if begin < self.steps else 0
+        return later + (self._end is not None)
 
     @property
     def samples(self) -> int:
@@ -103,14 +107,16 @@ class WindowLoader:
 
     def __len__(self) -> int:
         """Batches of the iteration that is under way, or comes next."""
-        begin = self._next // self.every * self.every
+        begin = (self._next if self._end is None else self._end - 1) // self.every * self.every
         return min(begin + self.every, self.steps) - begin
 
     def __iter__(self) -> Iterator[tuple[Tokens, Tokens]]:
-        end = min((self._next // self.every + 1) * self.every, self.steps)
-        while self._next < end:
+        if self._end is None:
+            self._end = min((self._next // self.every + 1) * self.every, self.steps)
+        while self._next < self._end:
             self._next += 1
             yield self.batch(self._next - 1)
+        self._end = None
 
     @property
     def wording(self) -> Wording:
@@ -118,21 +124,31 @@ class WindowLoader:
         return Wording("tokens", self.context, self.steps)
 
     def state_dict(self) -> dict[str, int]:
-        """`seed`, the number of batches handed out (`consumed`), and the number of tokens."""
-        return {"seed": self.seed, "consumed": self._next, "tokens": len(self.tokens)}
+        """`seed`, the number of batches handed out (`consumed`), whether the iteration that gave the last one
+        is `unfinished`, and the number of tokens.
+        """
+        return {
+            "seed": self.seed,
+            "consumed": self._next,
+            "unfinished": int(self._end is not None),
+            "tokens": len(self.tokens),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict()` was taken; the tokens must be the same."""
-        if set(state) != {"seed", "consumed", "tokens"}:
+        if set(state) != set(self.state_dict()):
             raise DataError(
-                f"the state of a WindowLoader has the entries consumed, seed, tokens; got {sorted(state)}"
+                f"the state of a WindowLoader has the entries {sorted(self.state_dict())}, got "
+                f"{sorted(state)}"
             )
         if state["tokens"] != len(self.tokens):
             raise DataError(
                 f"the state belongs to a text of {state['tokens']} tokens, this one has {len(self.tokens)}; "
                 "resume with the same text"
             )
-        self.seed, self._next = check_seed(state["seed"]), int(state["consumed"])
+        self.seed, self._next, self._end = check_seed(state["seed"]), int(state["consumed"]), None
+        if state["unfinished"]:  # it ends where it would have ended, and may have nothing left
+            self._end = min(-(-self._next // self.every) * self.every, self.steps)
 
 
 def consecutive_windows(tokens: Tokens, context: int, batch_size: int) -> Iterator[tuple[Tokens, Tokens]]:

@@ -76,7 +76,8 @@ def fit(
       Ctrl-C stops the training; `metadata` goes into it. `resume`: such a file, whose run is continued until
       it has `epochs` epochs, exactly as if it had never stopped (`generator` is the one that the model's
       random layers use: the default one unless given).
-    * `witness`: `train.Recorder(path)` writes a receipt of the run, `train.Replay(path)` compares it with one.
+    * `witness`: `train.Recorder(path)` writes a receipt of the run, `train.Replay(path)` compares it with
+      one.
 
     Ctrl-C ends the training after the current step: the model is as trained so far, the checkpoint is written
     and the history returned. Raises `NumericError` when the loss is no longer finite.
