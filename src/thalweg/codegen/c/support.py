@@ -12,6 +12,7 @@ from thalweg.codegen.c import (
     convolutions,
     lane_convolutions,
     lanes,
+    matvec,
     nests,
     products,
     windows,
@@ -27,6 +28,13 @@ Emit = Callable[[Context], KernelText]
 
 REDUCTIONS: dict[str, Emit] = dict.fromkeys(nests.COMBINE, nests.emit_reduction)
 WINDOWS: dict[str, Emit] = dict.fromkeys(("max_pool", "sum_pool", "max_pool_gather"), windows.emit_window)
+
+
+def emit_matmul(context: Context) -> KernelText:
+    """A row-major matmul kernel."""
+    few = matvec.shape_of(context.kernel)
+    return products.emit_product(context) if few is None else matvec.emit(context, few)
+
 
 BLOCK_EMITTERS: dict[str, Emit] = {  # one sample per lane
     "loops": nests.emit_loops,
@@ -45,7 +53,7 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "loops": nests.emit_loops,
     "combine": nests.emit_loops,
     "copy": nests.emit_loops,
-    "matmul": products.emit_product,
+    "matmul": emit_matmul,
     "convolution": convolutions.emit_convolution,
     "convolution_input_gradient": convolutions.emit_convolution,
     "convolution_weight_gradient": convolutions.emit_convolution,
@@ -81,6 +89,8 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
         return winograd.winograd_workspace(kernel)
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lane_convolutions.convolution_workspace(kernel, block)
+    if kernel.role == "whole" and kernel.kind == "matmul" and (few := matvec.shape_of(kernel)) is not None:
+        return matvec.workspace(few)
     if kernel.role == "whole" and kernel.anchor is not None and kernel.anchor.op.kind is Kind.CONTRACTION:
         found = products.product_workspace if kernel.kind == "matmul" else convolutions.convolution_workspace
         return found(kernel, target.machine)
