@@ -29,8 +29,9 @@ Array = np.ndarray[Any, Any]
 GOOD = [pytest.param(name, i, id=f"{name}-{i}") for name, i, _ in all_samples()]
 BAD = [pytest.param(name, i, id=f"{name}-{i}") for name, i, _ in all_samples(bad=True)]
 
-# the gradient of these is not the derivative of their values; tests/test_autodiff.py tests it
-NOT_A_DERIVATIVE = {"stop_gradient", "cast"}
+# the gradient of these is not the derivative of their values; tests/test_autodiff.py tests it, and
+# tests/ops/test_quantised.py that of rounded products
+NOT_A_DERIVATIVE = {"stop_gradient", "cast", "quantised_linear"}
 
 
 @cache

@@ -15,6 +15,7 @@ from thalweg.codegen.c import (
     matvec,
     nests,
     products,
+    quantised,
     windows,
     winograd,
 )
@@ -67,6 +68,7 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "cumulative_sum": accumulation.emit_cumulative_sum,
     "dynamic_update_slice": caches.emit_update,
     "cached_attention": caches.emit_attention,
+    "quantised_linear": quantised.emit,
     "scan": control.emit_scan,
     "cond": control.emit_cond,
     **dict.fromkeys(attention.NAMES, attention.emit_attention),
@@ -87,6 +89,8 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
         return caches.attention_workspace(kernel)
     if kernel.kind.startswith("winograd"):
         return winograd.winograd_workspace(kernel)
+    if kernel.kind == "quantised_linear":
+        return quantised.workspace(kernel)
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lane_convolutions.convolution_workspace(kernel, block)
     if kernel.role == "whole" and kernel.kind == "matmul" and (few := matvec.shape_of(kernel)) is not None:
