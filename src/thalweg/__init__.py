@@ -34,6 +34,7 @@ from thalweg.version import __version__
 
 graph.bind("draw", lambda drawn, path: importlib.import_module("thalweg.viz").draw(drawn, path))
 
+_LATE = {"quantize": "nn.quantised"}  # functions of parts that are not imported yet
 _PARTS = ("nn", "optim", "data", "io", "train", "viz", "models", "graph", "plan", "config")
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "uint16",
     "uint32",
     "uint64",
+    *_LATE,
     *_PARTS,
 ]
 
@@ -64,6 +66,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return importlib.import_module(f"thalweg.{name}")
+    if name in _LATE:
+        return getattr(importlib.import_module(f"thalweg.{_LATE[name]}"), name)
     raise AttributeError(f"module 'thalweg' has no attribute {name!r}", name=name)
 
 

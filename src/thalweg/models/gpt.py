@@ -219,7 +219,7 @@ class GPT2LMHeadModel(_GPT2, TextModel):
     def new_cache(self, batch: int, length: int, encoded: int = 0) -> KeyValueCache:
         """A cache for `length` tokens of `batch` texts."""
         config = self.config
-        size, dtype = config.n_embd // config.n_head, self.lm_head.weight.dtype
+        size, dtype = config.n_embd // config.n_head, next(self.parameters()).dtype
         return KeyValueCache(config.n_layer, batch, config.n_head, size, length, dtype)
 
     def next_scores(self, ids: Any, mask: Any, cache: KeyValueCache, *, first: bool = False) -> Any:
@@ -493,7 +493,7 @@ class LlamaForCausalLM(_Llama, TextModel):
 
     def new_cache(self, batch: int, length: int, encoded: int = 0) -> KeyValueCache:
         """A cache for `length` tokens of `batch` texts."""
-        config, dtype = self.config, self.lm_head.weight.dtype
+        config, dtype = self.config, next(self.parameters()).dtype
         layers, groups = config.num_hidden_layers, config.groups
         return KeyValueCache(layers, batch, groups, config.size_per_head, length, dtype)
 

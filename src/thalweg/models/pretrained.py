@@ -24,6 +24,7 @@ from thalweg.errors import ArgumentError, DataError
 from thalweg.io import safetensors
 from thalweg.io.files import atomic_write
 from thalweg.nn.init import without_drawing
+from thalweg.nn.quantised import QuantisedWeight, quantize
 from thalweg.nn.state import check_entries
 from thalweg.tensor.state import Buffer, Parameter
 
@@ -188,8 +189,11 @@ class PretrainedModel(nn.Module):
             if id(holder) not in seen:  # tied weights are written under their first name
                 seen.add(id(holder))
                 value = holder.numpy()
-                arrays[name] = value.T if _matches(name, self.transposed) else value
+                arrays[name] = _turned(name, value, self.transposed)
         values = self.config.to_dict()
+        kinds = {f"int{module.bits}" for module in self.modules() if isinstance(module, QuantisedWeight)}
+        if kinds:  # so that transformers says that it does not know the format
+            values["quantization_config"] = {"quant_method": "thalweg", "kinds": sorted(kinds)}
         values["architectures"] = [self.architecture or type(self).__name__]
         values["dtype"] = str(next(iter(self.parameters())).dtype)
         values.pop("torch_dtype", None)
@@ -200,10 +204,14 @@ class PretrainedModel(nn.Module):
 
     def checkpoint_entries(self) -> list[tuple[str, Parameter | Buffer]]:
         """Name in files and parameter, tied ones under each of their names."""
-        return [
-            (self.checkpoint_name(name), parameter)
-            for name, parameter in self.named_parameters(remove_duplicate=False)
+        quantised: list[tuple[str, Parameter | Buffer]] = [
+            (f"{path}.{name}", holder)
+            for path, module in self.named_modules()
+            if isinstance(module, QuantisedWeight)
+            for name, holder in (("weight", module.weight), ("scale", module.scale))
         ]
+        entries = [*self.named_parameters(remove_duplicate=False), *quantised]
+        return [(self.checkpoint_name(name), holder) for name, holder in entries]
 
     @classmethod
     def checkpoint_name(cls, name: str) -> str:
@@ -262,6 +270,7 @@ def from_pretrained(
     model = cls(config, initialise=not strict)
     if types.dtype(dtype) is not types.float32:
         model.to(dtype)
+    _quantise_like(model, arrays)
     _load(model, arrays, strict)
     return model.eval()
 
@@ -366,6 +375,11 @@ def _is_file_name(shard: Any) -> bool:
 # ---- weights -----------------------------------------------------------------------------------------------
 
 
+def _turned(name: str, array: Array, transposed: tuple[str, ...]) -> Array:
+    """Between our rows and the columns of files; whole numbers are our own format."""
+    return array.T if _matches(name, transposed) and types.dtype(array.dtype).is_floating else array
+
+
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
@@ -387,8 +401,19 @@ def _in_names_of(cls: type[PretrainedModel], arrays: Mapping[str, Array]) -> dic
         elif prefix and cls.has_head and not prefixed and not _matches(new, cls.may_be_new):
             new = prefix + new
         if not _matches(new, cls.ignored):
-            result[new] = array.T if _matches(new, cls.transposed) else array
+            result[new] = _turned(new, array, cls.transposed)
     return result
+
+
+def _quantise_like(model: PretrainedModel, arrays: Mapping[str, Array]) -> None:
+    """Quantise the layers of a new model that have whole numbers in the files."""
+    found = {id(holder): arrays[name].dtype for name, holder in model.checkpoint_entries() if name in arrays}
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for kind, written in (("int8", np.int8), ("int4", np.uint8)):
+        others = {path for path, layer in layers.items() if found.get(id(layer.weight)) != written}
+        if len(others) < len(layers):
+            quantize(model, kind, skip=others)
+            layers = {path: layers[path] for path in others}
 
 
 def _load(model: PretrainedModel, arrays: Mapping[str, Array], strict: bool) -> None:

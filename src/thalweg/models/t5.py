@@ -407,7 +407,7 @@ class T5ForConditionalGeneration(T5Model, TextModel):
 
     def new_cache(self, batch: int, length: int, encoded: int = 0) -> KeyValueCache:
         """A cache for `length` tokens of `batch` answers to texts of `encoded` tokens."""
-        config, dtype = self.config, self.lm_head.weight.dtype
+        config, dtype = self.config, next(self.parameters()).dtype
         layers, heads = config.decoder_layers, config.num_heads
         return KeyValueCache(layers, batch, heads, config.d_kv, length, dtype, encoded)
 

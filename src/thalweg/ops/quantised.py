@@ -1,15 +1,17 @@
 """Products with weights of 8 and 4 bits: what `tw.quantize` makes of linear layers and embeddings.
 
-In: floating-point rows and an integer weight with its scales. Out: floating-point rows. Activations are rounded to 8
-bits too, block by block, so that a product is a sum of whole numbers, which is exact: in NumPy, and on every machine
-in whatever order. The C backend takes `quantised_linear` whole. Called by `nn.quantised`.
+In: floating-point rows and an integer weight with its scales. Out: floating-point rows. Activations are
+rounded to 8 bits too, block by block, so that a product is a sum of whole numbers, which is exact: in NumPy,
+and on every machine in whatever order. The C backend takes `quantised_linear` whole. Called by
+`nn.quantised`.
 
-Formats of a weight [out, in] (Dettmers et al., 2022, section 2.1, for rows; Frantar et al., 2022, for blocks):
+Formats of a weight [out, in] (scales per row as in Dettmers et al., 2022; per block as in Frantar et al.,
+2022):
 
 * 8 bits: int8 [out, in] with one float32 scale per row, [out].
-* 4 bits: two numbers per byte, uint8 [out, groups * 64] with one bfloat16 scale per 32 numbers, [out, groups * 4]. A
-  group is 128 numbers of a row (the last one filled up with zeros): byte j has number j in its low and number 64 + j
-  in its high half, both with 8 added.
+* 4 bits: two numbers per byte, uint8 [out, groups * 64] with one bfloat16 scale per 32 numbers,
+  [out, groups * 4]. A group is 128 numbers of a row (the last one filled up with zeros): byte j has number j
+  in its low and number 64 + j in its high half, both with 8 added.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ def quantise_blocks(weight: Array) -> tuple[Array, Array]:
     rows, size = exact.shape
     groups = groups_of(size)
     padded = np.pad(exact, ((0, 0), (0, groups * GROUP - size))).reshape(rows, -1, BLOCK)
-    place = np.abs(padded).argmax(-1)[..., None] if padded.size else np.zeros((*padded.shape[:2], 1), np.int64)
+    place = (
+        np.abs(padded).argmax(-1)[..., None] if padded.size else np.zeros((*padded.shape[:2], 1), np.int64)
+    )
     largest = np.take_along_axis(padded, place, -1)[..., 0]
     scale = (largest / -8).astype(types.bfloat16.numpy)
     divisor = scale.astype(np.float32)
@@ -87,7 +91,7 @@ def quantise_blocks(weight: Array) -> tuple[Array, Array]:
 
 
 def _numbers(weight: Any, size: int) -> Any:
-    """The whole numbers of rows of a weight as float32, 4 bits filled up to whole groups: [.., blocks, block]."""
+    """The whole numbers of rows of a weight as float32, filled up to whole groups: [.., blocks, block]."""
     lead = weight.shape[:-1]
     if weight.dtype is types.int8:
         missing = -size % BYTES
@@ -110,7 +114,7 @@ def dequantised(weight: Any, scale: Any, size: int) -> Any:
 
 
 def quantised_embedding(indices: Any, weight: Any, scale: Any, size: int) -> Any:
-    """Row `indices[..]` of a quantised table as float32: [.., size]. An index outside raises `IndexRangeError`."""
+    """Row `indices[..]` of a quantised table as float32: [.., size]; `IndexRangeError` for one outside."""
     return dequantised(take(operand(weight), indices, 0), take(operand(scale), indices, 0), size)
 
 
@@ -142,7 +146,9 @@ def _quantised_linear(x: Any, weight: Any, scale: Any, bias: Any = None) -> Any:
 
 def _check(x: Any, weight: Any, scale: Any, bias: Any) -> None:
     if weight.dtype not in (types.int8, types.uint8):
-        raise DTypeError(f"quantised_linear needs a weight of int8 or uint8 (4 bits), received {weight.dtype}")
+        raise DTypeError(
+            f"quantised_linear needs a weight of int8 or uint8 (4 bits), received {weight.dtype}"
+        )
     require(
         x.ndim >= 1 and weight.ndim == 2,
         f"quantised_linear needs x [.., in] and a weight of two axes, received {x.shape} and {weight.shape}",
@@ -153,8 +159,8 @@ def _check(x: Any, weight: Any, scale: Any, bias: Any) -> None:
     expected = (weight.shape[0], groups * GROUP // BLOCK) if four else (weight.shape[0],)
     require(
         weight.shape[1] == columns and scale.shape == expected,
-        f"quantised_linear: for {x.shape[-1]} inputs the weight must have {columns} columns and the scale the "
-        f"shape {expected}, received {weight.shape} and {scale.shape}",
+        f"quantised_linear: for {x.shape[-1]} inputs the weight must have {columns} columns and the scale "
+        f"the shape {expected}, received {weight.shape} and {scale.shape}",
     )
     require(
         bias is None or bias.shape == weight.shape[:1],
@@ -175,10 +181,10 @@ def _quantised_linear_gradient(inputs: Any, outputs: Any, cotangents: Any) -> Se
 
 
 def quantised_linear(x: Any, weight: Any, scale: Any, bias: Any = None) -> Any:
-    """x weight^T + bias with a weight of 8 or 4 bits (formats above): x [.., in], the result [.., out] like x.
+    """x weight^T + bias with a weight of 8 or 4 bits (formats above): [.., in] to [.., out], of x's type.
 
-    Activations are rounded to 8 bits with one scale per 64 (4-bit weights: 32) of them. The gradient by `x` is that
-    of the weight's values. Raises `ShapeError` or `DTypeError`.
+    Activations are rounded to 8 bits with one scale per 64 (4-bit weights: 32) of them. The gradient by `x`
+    is that of the weight's values. Raises `ShapeError` or `DTypeError`.
     """
     x = floating(x)
     double = x.dtype is types.float64
@@ -191,7 +197,15 @@ def quantised_linear(x: Any, weight: Any, scale: Any, bias: Any = None) -> Any:
 
 @samples("quantised_linear")
 def _quantised_linear_samples() -> Iterator[Sample]:
-    sizes = (((1, 64), 5), ((3, 100), 17), ((2, 2, 130), 33), ((20, 40), 18), ((1, 300), 1), ((64,), 3), ((0, 4), 2))
+    sizes = (
+        ((1, 64), 5),
+        ((3, 100), 17),
+        ((2, 2, 130), 33),
+        ((20, 40), 18),
+        ((1, 300), 1),
+        ((64,), 3),
+        ((0, 4), 2),
+    )
     for number, (shape, rows) in enumerate(sizes):
         for pack in (quantise_rows, quantise_blocks):
             weight, scale = pack(values(rows, shape[-1], seed=1))
@@ -199,7 +213,9 @@ def _quantised_linear_samples() -> Iterator[Sample]:
             yield Sample(quantised_linear, (values(*shape), weight, scale, *bias), gradient=False)
     weight, scale = quantise_rows(values(7, 70, seed=1))
     for dtype in ("bfloat16", "float16"):
-        yield Sample(quantised_linear, (values(3, 70, dtype=dtype), weight, scale), gradient=False, tolerance=4)
+        yield Sample(
+            quantised_linear, (values(3, 70, dtype=dtype), weight, scale), gradient=False, tolerance=4
+        )
     yield Sample(quantised_linear, (np.zeros((2, 70), np.float32), weight, scale), gradient=False)
     yield Sample(quantised_linear, (values(3, 69), weight, scale), error=ShapeError, message="69 inputs")
     yield Sample(quantised_linear, (values(3, 70), weight, scale[:3]), error=ShapeError)

@@ -44,7 +44,7 @@ def own_storage(array: Any) -> Array:
     if size >= _LARGE:
         from thalweg.runtime.memory import allocate
 
-        memory, start = memoryview(allocate(size, role="state")), 0
+        memory, start = allocate(size, role="state").data, 0
     else:
         memory = bytearray(size + _ALIGNMENT)
         start = -np.frombuffer(memory, np.uint8).ctypes.data % _ALIGNMENT

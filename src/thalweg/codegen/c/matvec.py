@@ -44,7 +44,7 @@ def shape_of(kernel: Kernel) -> Shape | None:
     """The product that a kernel is, or None where it is none for this file."""
     assert kernel.anchor is not None
     op: Any = kernel.anchor.op
-    a, b = kernel.anchor.inputs
+    a = kernel.anchor.inputs[0]
     *lead, m, n = kernel.anchor.outputs[0].shape
     k = a.shape[-1]
     fits = op.transpose_b and not op.transpose_a and 0 < m <= ROWS and k >= LEAST and n > 0

@@ -33,6 +33,7 @@ class Shape:
     outputs: int
     four: bool  # bits, or eight
     dtype: DType  # of x
+    scale: DType
 
     @property
     def padded(self) -> int:
@@ -66,9 +67,9 @@ class Shape:
 
 def shape_of(anchor: Node) -> Shape:
     """The product that a kernel is."""
-    x, weight = anchor.inputs[:2]
+    x, weight, scale = anchor.inputs[:3]
     size = x.shape[-1]
-    return Shape(math.prod(x.shape[:-1]), size, weight.shape[0], weight.dtype is uint8, x.dtype)
+    return Shape(math.prod(x.shape[:-1]), size, weight.shape[0], weight.dtype is uint8, x.dtype, scale.dtype)
 
 
 def workspace(kernel: Kernel) -> int:
@@ -132,7 +133,7 @@ def emit(context: Context) -> KernelText:
     lines.append("for (r = 0; r < rows; r++) {")
     lines.append(f"f32x16 sum = load_f32(sums + r * {LANES});")
     if not shape.four:
-        lines.append(f"sum = multiply_f32(sum, load_partial_f32({pointers[2]} + j, count));")
+        lines.append(f"sum = multiply_f32(sum, load_partial_{shape.scale.short}({pointers[2]} + j, count));")
     if bias is not None:
         lines.append(f"sum = add_f32(sum, load_partial_{bias.dtype.short}({context.access(bias).pointer} + j, count));")
     lines.append(f"store_partial_{short}(({ctype} *){target} + (row + r) * {shape.outputs} + j, sum, count);")
@@ -194,11 +195,10 @@ def _to_bytes(context: Context, shape: Shape) -> str:
 def _row_products(context: Context, shape: Shape, side: int) -> str:
     """The name of `sums[16 * r + q] = scaled sum over k of x[r][k] * w[q][k]` for `side` rows r and `count` rows q."""
     bits = 4 if shape.four else 8
-    name = f"byte_products_{bits}_{side}x{shape.size}_{shape.chunk}"
-    bytes_, scales, offsets = _parts(shape)
-    kept = f", f32 *kept" if shape.four else ""
+    name = f"byte_products_{bits}_{shape.scale.short}_{side}x{shape.size}_{shape.chunk}"
+    kept = ", f32 *kept" if shape.four else ""
     lines = [
-        f"{STATIC} void {name}(const i8 *x, const f32 *step, const i32 *offset, const i8 *w, const uint16_t *scale, "
+        f"{STATIC} void {name}(const i8 *x, const f32 *step, const i32 *offset, const i8 *w, const {memory(shape.scale)} *scale, "
         f"int count, f32 *sums{kept}) {{",
         f"f32x16 all[{side}][{LANES}]; (void)scale;",
         f"for (int q = 0; q < count; q++, w += {shape.pitch}) {{",
@@ -248,7 +248,7 @@ def _four(shape: Shape, side: int) -> list[str]:
     pitch, scales, offsets = _parts(shape)
     blocks = shape.padded // BLOCK
     whole = blocks // LANES * LANES
-    lines = [f"const uint16_t *const own = scale + q * {blocks};"]
+    lines = [f"const {memory(shape.scale)} *const own = scale + q * {blocks};"]
 
     def prepare(at: str, load: str) -> list[str]:
         """The row's scales as float32, and what the added 8 add, in all blocks at once."""
@@ -258,9 +258,9 @@ def _four(shape: Shape, side: int) -> list[str]:
         return [*found, "}"]
 
     if whole:
-        lines += [f"for (int64_t b = 0; b < {whole}; b += {LANES})", *prepare("b", "load_bf16(own + b)")]
+        lines += [f"for (int64_t b = 0; b < {whole}; b += {LANES})", *prepare("b", f"load_{shape.scale.short}(own + b)")]
     if whole < blocks:
-        lines += prepare(str(whole), f"load_partial_bf16(own + {whole}, {blocks - whole})")
+        lines += prepare(str(whole), f"load_partial_{shape.scale.short}(own + {whole}, {blocks - whole})")
     mask = "broadcast_i32(0x0f0f0f0f)"
     lines += [
         f"for (int64_t g = 0; g < {groups_of(shape.size)}; g++) {{",
