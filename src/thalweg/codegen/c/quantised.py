@@ -93,7 +93,6 @@ def emit(context: Context) -> KernelText:
     anchor = kernel.anchor
     assert anchor is not None and isinstance(anchor.op, Composite)
     shape = shape_of(anchor)
-    context.functions.add("tw_dot_bytes")
     x, weight, scale, bias = anchor.op.arguments(anchor.inputs)
     pointers = [context.access(value).pointer for value in (x, weight, scale)]
     target = context.access(kernel.roots[0], write=True).pointer
@@ -189,7 +188,7 @@ def _to_bytes(context: Context, shape: Shape) -> str:
     if shape.four:
         first, end = shape.padded // BLOCK, shape.offsets
         lines.append(f"for (int64_t b = {first}; b < {end}; b++) ((f32 *)offset)[b] = 0;")
-    return context.shared(name, "\n".join([*lines, "}", ""]))
+    return context.shared(name, "\n".join([*lines, "}", ""]), ("tw_dot_bytes",))
 
 
 def _row_products(context: Context, shape: Shape, side: int) -> str:
@@ -211,7 +210,7 @@ def _row_products(context: Context, shape: Shape, side: int) -> str:
         "}",
         *(f"store_f32(sums + {r * LANES}, sum_rows_f32(all[{r}]));" for r in range(side)),
     ]
-    return context.shared(name, "\n".join([*lines, "}", ""]))
+    return context.shared(name, "\n".join([*lines, "}", ""]), ("tw_dot_bytes",))
 
 
 def _eight(shape: Shape, side: int) -> list[str]:
