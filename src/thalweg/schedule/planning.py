@@ -15,7 +15,8 @@ from thalweg.schedule.memory import place
 from thalweg.schedule.winograd import use_winograd
 from thalweg.types import Span, Type, uint8
 
-SLOT_LIMIT = 16 << 10  # bytes of a partial result: a larger one is cut by its output instead of the batch
+SMALL_SLOT, LARGEST_SLOT = 16 << 10, 256 << 10  # bytes of a partial result: a larger one is cut by its output
+OPERATIONS_PER_SLOT_BYTE = 32  # where adding the slots up is a few percent of the time that it takes to fill them
 BLOCK_BYTES = 3  # a batch block's activations may take cache_bytes / this
 TILE_OPERATIONS = 1 << 17  # a kernel below this is not worth sharing among threads
 MOST_TILES = 64
@@ -92,7 +93,7 @@ def assign_roles(
             continue
         assert kernel.anchor is not None
         value = kernel.anchor.outputs[0]
-        if value.type.nbytes > SLOT_LIMIT or value.dtype.itemsize == 2:  # 16-bit partial sums would lose bits
+        if not _fits_slots(kernel.anchor, batch):
             kernel.role = "whole"
             result.append(kernel)
             continue
@@ -117,6 +118,18 @@ def _role(kernel: Kernel, batch: Batch, target: Target) -> str:
     if not any(rooted) and len(reducing) == 1 and reducing[0] is kernel.anchor:
         return "partial"
     return "whole"
+
+
+def _fits_slots(anchor: Node, batch: Batch) -> bool:
+    """Whether a sum over the batch goes through slots, one per shard, rather than being cut by its output."""
+    result = anchor.outputs[0].type
+    if result.dtype.itemsize == 2:  # 16-bit partial sums would lose bits
+        return False
+    shards = min(MOST_SLOTS, -(-batch.extent // LANES))
+    operations = anchor.op.operations([v.type for v in anchor.inputs], [v.type for v in anchor.outputs])
+    return result.nbytes <= SMALL_SLOT or (
+        result.nbytes <= LARGEST_SLOT and operations >= OPERATIONS_PER_SLOT_BYTE * shards * result.nbytes
+    )
 
 
 def _split(kernel: Kernel, value: Value, alias: dict[int, Value]) -> list[Kernel]:
