@@ -16,7 +16,7 @@ from thalweg.schedule.winograd import use_winograd
 from thalweg.types import Span, Type, uint8
 
 SMALL_SLOT, LARGEST_SLOT = 16 << 10, 256 << 10  # bytes of a partial result: a larger one is cut by its output
-OPERATIONS_PER_SLOT_BYTE = 32  # where adding the slots up is a few percent of the time that it takes to fill them
+OPERATIONS_PER_SLOT_BYTE = 32  # from here on adding the slots up is a few percent of the time of filling them
 BLOCK_BYTES = 3  # a batch block's activations may take cache_bytes / this
 TILE_OPERATIONS = 1 << 17  # a kernel below this is not worth sharing among threads
 MOST_TILES = 64
