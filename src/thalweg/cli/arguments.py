@@ -48,6 +48,7 @@ examples:
   thalweg predict seven.png
   thalweg graph lenet --gradient -o step.svg
   thalweg plan lenet --batch-size 64
+  thalweg export lenet --to c -o lenet-c
 """
 
 
@@ -287,6 +288,7 @@ def _inspection(command: Callable[[str, str, str], _Parser]) -> None:
         help="a picture of the memory over time (.svg) or the whole table (.txt) instead of printing",
     )
     _bench(command("bench", "benchmark", "measure speed against the limit and other frameworks"))
+    _export(command("export", "export", "write a network as a C program that needs nothing else"))
     command("doctor", "doctor", "report compiler, flags, cache, threads, accelerators and versions")
 
 
@@ -298,6 +300,28 @@ def _bench(parser: _Parser) -> None:
     add("--threads", type=_at_least_one, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
     add("--peers", nargs="*", choices=PEERS, help="default: those installed")
     add("--markdown", metavar="FILE", help="write the table to this file too")
+
+
+def _export(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("model", choices=MODELS, metavar="model", help=" or ".join(MODELS))
+    add("--to", choices=("c",), default="c", help="c: portable C99 with optional vector extensions (default)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--training", action="store_true", help="training step and prediction (default)")
+    what.add_argument("--inference", action="store_true", help="prediction alone")
+    add("--checkpoint", metavar="FILE", help="trained weights (default: new ones)")
+    add("--batch-size", type=_at_least_one, help="images per call (default: training 16, inference 1)")
+    add("--lr", type=_positive, default=0.05, help="learning rate (default: 0.05)")
+    add("--momentum", type=_momentum, default=0.9, help="0 needs half the memory for state (default: 0.9)")
+    add("--update", nargs="+", metavar="NAME", help="train only these layers or parameters, or: biases")
+    add(
+        "--fit-memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="such as 256KB: the largest batch, then the most of the last layers, that fit (implies --embed)",
+    )
+    add("--embed", action="store_true", help="weights as a C array, read-only where nothing updates them")
+    add("-o", "--output", metavar="DIR", required=True, help="directory for the files")
 
 
 # ---- values ------------------------------------------------------------------------------------------------
@@ -337,6 +361,16 @@ def _not_negative(text: str) -> Any:
 
 def _decay(text: str) -> Any:
     return _value(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)i?B?", text, re.IGNORECASE)
+    unit = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+    def size(_: str) -> int:
+        return 0 if found is None else int(float(found[1]) * unit[found[2].upper()])
+
+    return int(_value(text, size, lambda count: count >= 1, "a size such as 256KB or 1MB"))
 
 
 def _seed(text: str) -> Any:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import os
 import struct
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -285,6 +286,42 @@ class Compiled(Traceable):
         from thalweg.codegen.c.program import generate
 
         return generate(self.plan(*args, **kwargs)).text
+
+    def export_c(
+        self,
+        directory: str | os.PathLike[str],
+        *args: Any,
+        name: str = "model",
+        functions: Mapping[str, tuple[Any, ...]] | None = None,
+        embed_weights: bool = False,
+        normalisation: Sequence[float] = (0.0, 1.0),
+        **kwargs: Any,
+    ) -> Any:
+        """Write the program for these arguments (or `tw.spec` stand-ins) as C files that need nothing else.
+
+        `directory` gets model.h, model.c, weights.bin, main.c, Makefile, CMakeLists.txt, README.md. The C
+        function `<name>_<function>` does what a call of this function does, with the same bits, on a struct
+        `<name>` that holds the state as it is now. `functions` are further ones that share the state, as
+        `{"predict": (predict, images)}`: a compiled function and its arguments. `embed_weights` puts the
+        values into weights.c; what nothing updates then stays in read-only memory. `normalisation` is the
+        mean and standard deviation with which main.c makes inputs of an idx file's bytes. Returns what was
+        exported: `.memory_bytes`, `.tensors`, `.read_state(path)`. No compiler is needed.
+        """
+        from thalweg.codegen.c.export import identifier
+        from thalweg.tensor.export import export_functions
+
+        entries = {identifier(self.name): (self._inspected(args, kwargs, run=False), self.options.target)}
+        for word, (further, *examples) in (functions or {}).items():
+            if word in entries or not isinstance(further, (Compiled, BoundCompiled)):
+                raise ArgumentError(
+                    f"functions[{word!r}] is ({type(further).__name__}, ...); expected a compiled function "
+                    f"and its arguments, under a name other than {', '.join(entries)}"
+                )
+            plain = further.compiled if isinstance(further, BoundCompiled) else further
+            if isinstance(further, BoundCompiled):
+                examples = [further.instance, *examples]
+            entries[word] = (plain._inspected(examples, {}, run=False), plain.options.target)
+        return export_functions(directory, entries, name, embed_weights, normalisation)
 
     def program(self, *args: Any, **kwargs: Any) -> Any:
         """The program for these arguments, compiled but not run."""

@@ -47,6 +47,7 @@ class Source:
         return [(f"program{number}.c", _unit(parts)) for number, parts in enumerate([main, *shared])]
 
 
+PROGRAM = "typedef struct { char *arena; char *scratch; void *const *io; volatile int32_t error; void *observer; int32_t kept; } program;"
 UNIT_BYTES = 60_000  # of C text that are worth a translation unit of their own
 
 
@@ -86,7 +87,7 @@ def generate(plan: Plan, observed: str = "") -> Source:
     `observed` is what happens around each call of a kernel: "" nothing, "timed" its begin and end are
     recorded by thread, "watched" a function of the caller is told of both (`thalweg.runtime.watch`).
     """
-    writer = _Writer(observed)
+    writer = Kernels(observed)
     phases = writer.phases(plan)
     return Source([*writer.parts, Part(_entry(plan, phases), set())], writer.failures)
 
@@ -103,8 +104,8 @@ def indented(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Writer:
-    """Collects functions in an order in which C can read them."""
+class Kernels:
+    """The kernels and phases of plans as C functions, in an order in which C can read them."""
 
     def __init__(self, observed: str = "") -> None:
         self.observed = observed
@@ -171,7 +172,7 @@ def _prelude(functions: set[str]) -> str:
             '#include "vector.h"',
             '#include "runtime.h"',
             library.text_for(sorted(functions)) if functions else "",
-            "typedef struct { char *arena; char *scratch; void *const *io; volatile int32_t error; void *observer; int32_t kept; } program;",
+            PROGRAM,
         ]
     )
 

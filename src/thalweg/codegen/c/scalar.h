@@ -7,6 +7,7 @@
 #define TW_AVX2 0
 #define TW_SSE2 0
 #ifndef __GNUC__ /* what the generated text uses of GNU C is a hint, or has a plain form */
+#undef __attribute__
 #define __attribute__(list)
 #define __builtin_expect(value, likely) (value)
 #define __builtin_prefetch(address) (void)(address)
@@ -21,7 +22,13 @@ static inline void tw_copy(void *to, const void *from, uint64_t bytes) {
     for (uint64_t i = 0; i < bytes; i++) ((unsigned char *)to)[i] = ((const unsigned char *)from)[i];
 }
 #endif
-#define TW_INLINE static inline __attribute__((unused))
+#ifdef __GNUC__
+#define TW_INLINE static inline __attribute__((always_inline, unused)) /* on scalars */
+#define TW_LANES static __attribute__((noinline, unused)) /* on 16 lanes: one copy, since kernels call them thousands of times */
+#else
+#define TW_INLINE static inline
+#define TW_LANES static inline
+#endif
 #include "exact.h"
 
 #define TW_TYPE(t, scalar, word, wide)                                                             \
@@ -46,32 +53,32 @@ TW_TYPE(f64, double, uint64_t, uint64_t)
     r##x16 result;                                                                                 \
     for (int i = 0; i < 16; i++) result.lane[i] = (r)(expression);                                 \
     return result;
-#define TW_EACH1(name, r, t, expression) TW_INLINE r##x16 name(t##x16 a) { TW_EACH(r, expression) }
-#define TW_EACH2(name, r, t, expression) TW_INLINE r##x16 name(t##x16 a, t##x16 b) { TW_EACH(r, expression) }
+#define TW_EACH1(name, r, t, expression) TW_LANES r##x16 name(t##x16 a) { TW_EACH(r, expression) }
+#define TW_EACH2(name, r, t, expression) TW_LANES r##x16 name(t##x16 a, t##x16 b) { TW_EACH(r, expression) }
 #define TW_A a.lane[i]
 #define TW_B b.lane[i]
 
 /* ---- Loads, stores, lanes. ---- */
 #define TW_MEMORY(t)                                                                               \
-    TW_INLINE t##x16 load_##t(const t *pointer) { TW_EACH(t, pointer[i]) }                         \
-    TW_INLINE void store_##t(t *pointer, t##x16 v) { for (int i = 0; i < 16; i++) pointer[i] = v.lane[i]; } \
-    TW_INLINE t##x16 broadcast_##t(t scalar) { TW_EACH(t, scalar) }                                \
-    TW_INLINE t##x16 iota_##t(void) { TW_EACH(t, i) }                                              \
-    TW_INLINE t lane_##t(t##x16 v, int index) { return v.lane[index]; }                            \
-    TW_INLINE t##x16 load_strided_##t(const t *base, int64_t stride) { TW_EACH(t, base[i * stride]) } \
-    TW_INLINE void store_strided_##t(t *base, int64_t stride, t##x16 v) {                          \
+    TW_LANES t##x16 load_##t(const t *pointer) { TW_EACH(t, pointer[i]) }                          \
+    TW_LANES void store_##t(t *pointer, t##x16 v) { for (int i = 0; i < 16; i++) pointer[i] = v.lane[i]; } \
+    TW_LANES t##x16 broadcast_##t(t scalar) { TW_EACH(t, scalar) }                                 \
+    TW_LANES t##x16 iota_##t(void) { TW_EACH(t, i) }                                               \
+    TW_LANES t lane_##t(t##x16 v, int index) { return v.lane[index]; }                             \
+    TW_LANES t##x16 load_strided_##t(const t *base, int64_t stride) { TW_EACH(t, base[i * stride]) } \
+    TW_LANES void store_strided_##t(t *base, int64_t stride, t##x16 v) {                           \
         for (int i = 0; i < 16; i++) base[i * stride] = v.lane[i];                                 \
     }                                                                                              \
-    TW_INLINE t##x16 gather_##t(const t *base, i32x16 a) { TW_EACH(t, base[TW_A]) }                \
-    TW_INLINE t##x16 gather_wide_##t(const t *base, i64x16 a) { TW_EACH(t, base[TW_A]) }           \
-    TW_INLINE t##x16 load_partial_##t(const t *pointer, int n) { TW_EACH(t, i < n ? pointer[i] : 0) } \
-    TW_INLINE void store_partial_##t(t *pointer, t##x16 v, int n) {                                \
+    TW_LANES t##x16 gather_##t(const t *base, i32x16 a) { TW_EACH(t, base[TW_A]) }                 \
+    TW_LANES t##x16 gather_wide_##t(const t *base, i64x16 a) { TW_EACH(t, base[TW_A]) }            \
+    TW_LANES t##x16 load_partial_##t(const t *pointer, int n) { TW_EACH(t, i < n ? pointer[i] : 0) } \
+    TW_LANES void store_partial_##t(t *pointer, t##x16 v, int n) {                                 \
         for (int i = 0; i < n; i++) pointer[i] = v.lane[i];                                        \
     }
 
 /* The tree of vector.h: lane i with lane i + 8, then + 4, + 2, + 1; f(a, b) on two scalars. */
 #define TW_REDUCE(name, t, f)                                                                      \
-    TW_INLINE t name##_##t(t##x16 v) {                                                             \
+    TW_LANES t name##_##t(t##x16 v) {                                                              \
         for (int n = 8; n; n /= 2)                                                                 \
             for (int i = 0; i < n; i++) v.lane[i] = (t)f(v.lane[i], v.lane[i + n]);                \
         return v.lane[0];                                                                          \
@@ -85,7 +92,7 @@ TW_TYPE(f64, double, uint64_t, uint64_t)
     TW_EACH2(less_equal_##t, i##w, t, -(TW_A <= TW_B))                                             \
     TW_EACH2(greater_##t, i##w, t, -(TW_A > TW_B))                                                 \
     TW_EACH2(greater_equal_##t, i##w, t, -(TW_A >= TW_B))                                          \
-    TW_INLINE t##x16 select_##t(i##w##x16 mask, t##x16 a, t##x16 b) { TW_EACH(t, mask.lane[i] ? TW_A : TW_B) }
+    TW_LANES t##x16 select_##t(i##w##x16 mask, t##x16 a, t##x16 b) { TW_EACH(t, mask.lane[i] ? TW_A : TW_B) }
 
 /* ---- Integers. ---- */
 #define TW_WRAP(t, a, operator, b) ((t##_wide)(a) operator (t##_wide)(b))
@@ -148,7 +155,7 @@ TW_INTEGER(u64, 64)
     TW_EACH2(subtract_##t, t, t, TW_A - TW_B)                                                      \
     TW_EACH2(multiply_##t, t, t, TW_A * TW_B)                                                      \
     TW_EACH2(divide_##t, t, t, TW_A / TW_B)                                                        \
-    TW_INLINE t##x16 fma_##t(t##x16 a, t##x16 b, t##x16 c) { TW_EACH(t, TW_FMA_##t(TW_A, TW_B, c.lane[i])) } \
+    TW_LANES t##x16 fma_##t(t##x16 a, t##x16 b, t##x16 c) { TW_EACH(t, TW_FMA_##t(TW_A, TW_B, c.lane[i])) } \
     TW_EACH1(sqrt_##t, t, t, TW_SQRT_##t(TW_A))                                                    \
     TW_INLINE t##_word tw_bits_##t(t x) {                                                          \
         bits_of number;                                                                            \
@@ -188,7 +195,7 @@ TW_INTEGER(u64, 64)
     TW_EACH2(copysign_##t, t, t, tw_copysign_##t(TW_A, TW_B))                                      \
     TW_EACH2(maximum_##t, t, t, tw_larger_of_##t(TW_A, TW_B))                                      \
     TW_EACH2(minimum_##t, t, t, tw_smaller_of_##t(TW_A, TW_B))                                     \
-    TW_INLINE t##x16 clamp_##t(t##x16 x, t##x16 low, t##x16 high) { return maximum_##t(minimum_##t(x, high), low); } \
+    TW_LANES t##x16 clamp_##t(t##x16 x, t##x16 low, t##x16 high) { return maximum_##t(minimum_##t(x, high), low); } \
     TW_EACH1(rint_##t, t, t, tw_rint_##t(TW_A))                                                    \
     TW_EACH1(floor_##t, t, t, tw_floor_##t(TW_A))                                                  \
     TW_EACH1(ceil_##t, t, t, tw_ceil_##t(TW_A))                                                    \
@@ -242,7 +249,7 @@ TW_CONVERT_FLOAT(f64, f32)
 
 /* Bit i of the result: lane i of the mask. */
 #define TW_MASK_BITS(t)                                                                            \
-    TW_INLINE uint32_t mask_bits_##t(t##x16 m) {                                                   \
+    TW_LANES uint32_t mask_bits_##t(t##x16 m) {                                                    \
         uint32_t bits = 0;                                                                         \
         for (int i = 0; i < 16; i++) bits |= (uint32_t)(m.lane[i] & 1) << i;                       \
         return bits;                                                                               \
@@ -253,7 +260,7 @@ TW_MASK_BITS(i32)
 TW_MASK_BITS(i64)
 
 /* ---- Blocks of 16 x 16. ---- */
-TW_INLINE void transpose_f32(f32x16 row[16]) {
+TW_LANES void transpose_f32(f32x16 row[16]) {
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < i; j++) {
             f32 other = row[i].lane[j];
@@ -261,7 +268,7 @@ TW_INLINE void transpose_f32(f32x16 row[16]) {
             row[j].lane[i] = other;
         }
 }
-TW_INLINE f32x16 sum_rows_f32(f32x16 row[16]) {
+TW_LANES f32x16 sum_rows_f32(f32x16 row[16]) {
     f32x16 result;
     for (int i = 0; i < 16; i++) result.lane[i] = sum_f32(row[i]);
     return result;
