@@ -27,7 +27,8 @@ VECTOR = ["-std=gnu99", "-O1", "-march=native" if IS_X86 else "-mcpu=native", "-
 # Neither vectors nor fused multiply-adds nor square roots: all of it is in model.c. -O1 is quick to compile.
 SCALAR = ["-std=c99", "-pedantic", "-O1", *(["-march=x86-64", "-mno-fma"] if IS_X86 else [])]
 BUILDS = {"vector": VECTOR, "scalar": SCALAR}
-SANITIZED = [*SCALAR, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+QUICK = [*SCALAR, "-O0"]  # to compile
+SANITIZED = [*QUICK, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def tool(*names: str) -> str:
@@ -151,7 +152,7 @@ def test_no_compiler_has_a_warning(lenet: tuple[Any, Any, Path], kind: str) -> N
 
 def test_without_gnu_c(lenet: tuple[Any, Any, Path]) -> None:
     """A compiler that is none of GCC's kin gets C99 without attributes and built-in functions."""
-    flags = ["-std=c99", "-pedantic", "-U__GNUC__", *WARNINGS, "-Wno-unused-function"]
+    flags = ["-std=c99", "-pedantic", "-U__GNUC__", *WARNINGS, "-Wno-unused-function", "-Wno-unused-variable"]
     run(tool("gcc"), *flags, "-fsyntax-only", "model.c", directory=lenet[2] / "c")
 
 
@@ -372,7 +373,7 @@ def test_networks_train_with_the_bits_of_python(network: str, tmp_path: Path, ne
     tw.manual_seed(0)
     trained = Trained(*NETWORKS[network](), tmp_path)
     found = trained.c(VECTOR)
-    scalar = trained.c(SANITIZED if network == "perceptron" else SCALAR)
+    scalar = trained.c(SANITIZED if network == "perceptron" else QUICK)
     expected = trained.python()
     assert expected != trained.exported.saved_state()
     assert found == expected

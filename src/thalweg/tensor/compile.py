@@ -276,10 +276,14 @@ class Compiled(Traceable):
 
     def plan(self, *args: Any, **kwargs: Any) -> Any:
         """What runs for these arguments: phases, kernels, buffers and exact bytes; nothing is compiled."""
+        return self._planned(args, kwargs)[1]
+
+    def _planned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Entry, Any]:
+        """What was traced for these arguments, and its plan."""
         from thalweg.runtime.program import make_plan
 
-        graph = self._inspected(args, kwargs, run=False).graph
-        return make_plan(graph, self.options.target, self.options.winograd)
+        entry = self._inspected(args, kwargs, run=False)
+        return entry, make_plan(entry.graph, self.options.target, self.options.winograd)
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The C text of the program for these arguments; no compiler is needed."""
@@ -310,7 +314,7 @@ class Compiled(Traceable):
         from thalweg.codegen.c.export import identifier
         from thalweg.tensor.export import export_functions
 
-        entries = {identifier(self.name): (self._inspected(args, kwargs, run=False), self.options.target)}
+        entries = {identifier(self.name): self._planned(args, kwargs)}
         for word, (further, *examples) in (functions or {}).items():
             if word in entries or not isinstance(further, (Compiled, BoundCompiled)):
                 raise ArgumentError(
@@ -320,7 +324,7 @@ class Compiled(Traceable):
             plain = further.compiled if isinstance(further, BoundCompiled) else further
             if isinstance(further, BoundCompiled):
                 examples = [further.instance, *examples]
-            entries[word] = (plain._inspected(examples, {}, run=False), plain.options.target)
+            entries[word] = plain._planned(examples, {})
         return export_functions(directory, entries, name, embed_weights, normalisation)
 
     def program(self, *args: Any, **kwargs: Any) -> Any:

@@ -13,29 +13,29 @@ from thalweg.tensor import nest
 
 if TYPE_CHECKING:
     from thalweg.codegen.c.export import Export, Function
+    from thalweg.plan import Plan
     from thalweg.tensor.compile import Entry
 
 
 def export_functions(
     directory: str | os.PathLike[str],
-    entries: Mapping[str, tuple[Entry, str]],
+    entries: Mapping[str, tuple[Entry, Plan]],
     name: str,
     embed_weights: bool,
     normalisation: Sequence[float],
 ) -> Export:
-    """Write a program of traced functions, name -> (what was traced, the target of its plan)."""
+    """Write a program of traced functions, name -> (what was traced, its plan)."""
     from thalweg.codegen.c.export import Export
 
     mean, std = map(float, normalisation)
     if not std > 0:
         raise ArgumentError(f"normalisation is a mean and a standard deviation above 0, received {std!r}")
-    functions = [_function(word, entry, target) for word, (entry, target) in entries.items()]
+    functions = [_function(word, entry, plan) for word, (entry, plan) in entries.items()]
     return Export(name, functions, embed_weights, (mean, std)).write(directory)
 
 
-def _function(name: str, entry: Entry, target: str) -> Function:
+def _function(name: str, entry: Entry, plan: Plan) -> Function:
     from thalweg.codegen.c.export import Function, identifier, require_exportable
-    from thalweg.runtime.program import make_plan
 
     graph = entry.graph
     require_exportable(graph, name)
@@ -48,7 +48,7 @@ def _function(name: str, entry: Entry, target: str) -> Function:
     results: list[str] = []
     for label in labels:
         results.append(identifier(label or "output", [*names, *results]))
-    return Function(name, graph, make_plan(graph, target), names, results, entry.captured_arrays)
+    return Function(name, graph, plan, names, results, entry.captured_arrays)
 
 
 def _label(leaf: Any, path: str, labels: list[str]) -> Any:

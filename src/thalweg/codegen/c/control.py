@@ -46,7 +46,7 @@ def _run(context: Context, plan: Plan, workspace: str) -> list[str]:
     """Statements that run a body's phases one task after the other."""
     phases = context.writer.phases(plan)
     lines = [
-        f"program body = {{(char *){workspace}, (char *){workspace} + {aligned(plan.arena_bytes)}, io, 0, 0, 0}};"
+        f"program body = {{.arena = (char *){workspace}, .scratch = (char *){workspace} + {aligned(plan.arena_bytes)}, .io = io}};"
     ]
     for phase, name in zip(plan.phases, phases, strict=True):
         lines.append(

@@ -297,7 +297,7 @@ class Export:
         lines = [
             f"{self._signature(function)} {{",
             f"void *const tw_io[] = {{{', '.join(table) or '0'}}};",
-            "program tw_call = {(char *)m->arena, (char *)m->scratch, tw_io, 0, 0};",
+            "program tw_call = {.arena = (char *)m->arena, .scratch = (char *)m->scratch, .io = tw_io};",
         ]
         for name, phase in zip(phases, plan.phases, strict=True):
             call = f"{name}(&tw_call, tw_task, 0);"

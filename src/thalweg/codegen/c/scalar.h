@@ -10,7 +10,7 @@
 #undef __attribute__
 #define __attribute__(list)
 #define __builtin_expect(value, likely) (value)
-#define __builtin_prefetch(address) (void)(address)
+#define __builtin_prefetch(...) ((void)0)
 #define __builtin_memcpy tw_copy
 #define __builtin_clzll tw_leading_zeros_u64
 #define __builtin_signbit(x) (((tw_double_bits){x}).bits >> 63)
