@@ -24,6 +24,7 @@ from thalweg.errors import ArgumentError, DataError
 from thalweg.io import safetensors
 from thalweg.io.files import atomic_write
 from thalweg.nn.init import without_drawing
+from thalweg.nn.lora import adapters
 from thalweg.nn.quantised import QuantisedWeight, quantize
 from thalweg.nn.state import check_entries
 from thalweg.tensor.state import Buffer, Parameter
@@ -181,6 +182,11 @@ class PretrainedModel(nn.Module):
         """Write `config.json` and `model.safetensors` to a directory (made where it is missing), for
         `from_pretrained` here and in `transformers`.
         """
+        if adapters(self):
+            raise ArgumentError(
+                f"{type(self).__name__} has adapters; merge them (nn.lora.merge(model)), or save them alone "
+                "(nn.lora.save(model, directory))"
+            )
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Array] = {}
