@@ -72,10 +72,10 @@ def thalweg_process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
         (["trian", "lenet"], "there is no 'trian'; write one of train, evaluate, .*Did you mean train\\?"),
         (
             ["train", "lenett"],
-            "there is no 'lenett'; write one of lenet, mlp, resnet, gpt, lstm. Did you mean lenet\\?",
+            "there is no 'lenett'; write one of lenet, mlp, resnet, vit, gpt, lstm. Did you mean lenet\\?",
         ),
         (["train", "lenet", "mlp"], "'mlp' is one word too many"),
-        (["train"], "name the model to train: lenet, mlp, resnet, gpt or lstm"),
+        (["train"], "name the model to train: lenet, mlp, resnet, vit, gpt or lstm"),
         (
             ["train", "lenet", "--epochs", "x"],
             "--epochs: expected a whole number of at least 1, received 'x'",

@@ -48,8 +48,19 @@ def twins(name: str, config: Any, folder: Path, dtype: str = "float32") -> tuple
     return theirs, ours
 
 
-def agree(theirs: Any, ours: Any, inputs: Arrays, backend: str | None, objective: Any = None) -> None:
-    """Compare everything for these inputs; `objective(outputs)` is the loss where the model has none."""
+def agree(
+    theirs: Any,
+    ours: Any,
+    inputs: Arrays,
+    backend: str | None,
+    objective: Any = None,
+    renamed: Callable[[str], str] = str,
+) -> None:
+    """Compare everything for these inputs.
+
+    `objective(outputs)` is the loss where the model has none; `renamed` gives the name in files of a
+    parameter of theirs, where it has another one in memory.
+    """
     precise = next(theirs.parameters()).dtype == torch.float64
     with double(precise):
         tensors = {name: torch.tensor(value) for name, value in inputs.items()}
@@ -78,10 +89,17 @@ def agree(theirs: Any, ours: Any, inputs: Arrays, backend: str | None, objective
         assert len(values) == len(others), field
         for ours_, theirs_ in zip(values, others, strict=True):
             close(ours_, theirs_, relative, absolute, field)
-    compare_gradients(theirs, ours, gradients, relative, absolute)
+    compare_gradients(theirs, ours, gradients, relative, absolute, renamed)
 
 
-def compare_gradients(theirs: Any, ours: Any, gradients: Any, relative: float, absolute: float) -> None:
+def compare_gradients(
+    theirs: Any,
+    ours: Any,
+    gradients: Any,
+    relative: float,
+    absolute: float,
+    renamed: Callable[[str], str] = str,
+) -> None:
     """Every parameter of theirs has one of ours, with the same gradient."""
     names = {ours.checkpoint_name(path): path for path, _ in ours.named_parameters(remove_duplicate=False)}
     paths = {id(parameter): path for path, parameter in ours.named_parameters()}
@@ -89,7 +107,7 @@ def compare_gradients(theirs: Any, ours: Any, gradients: Any, relative: float, a
     largest = max(float(p.grad.abs().max()) for p in theirs.parameters())
     compared = set()
     for name, parameter in theirs.named_parameters():
-        path = paths[id(parameters[names[name]])]
+        path = paths[id(parameters[names[renamed(name)]])]
         gradient = gradients[path].numpy()
         if parameter.shape != gradient.shape or name.endswith(
             ("c_proj.weight", "c_fc.weight", "c_attn.weight")

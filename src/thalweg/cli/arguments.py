@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from thalweg.bench.measuring import PEERS
 from thalweg.version import __version__
 
-MODELS = ("lenet", "mlp", "resnet")  # of images
+MODELS = ("lenet", "mlp", "resnet", "vit")  # of images
 TEXT_MODELS = ("gpt", "lstm")
 # Options of `train` that only one of the two kinds has.
 IMAGE_OPTIONS = ("data", "data_dir", "epochs", "momentum", "augment")
@@ -164,7 +164,7 @@ def _train(parser: _Parser) -> None:
     add(
         "--lr",
         type=_positive,
-        help="learning rate, the highest where a schedule changes it (default: 0.05; text 0.002)",
+        help="learning rate, the highest where a schedule changes it (default: 0.05; vit, text 0.002)",
     )
     add(
         "--schedule", choices=SCHEDULES, help="of the learning rate (default: onecycle; text: cosine or none)"

@@ -34,7 +34,7 @@ class ImageRun(Run):
             "data": "auto",
             "epochs": None,
             "batch_size": 64,
-            "lr": 0.05,
+            "lr": 2e-3 if model == "vit" else 0.05,
             "momentum": 0.9,
             "schedule": "onecycle",
             "augment": "shift",
@@ -57,9 +57,8 @@ class ImageRun(Run):
         self.loader = DataLoader(
             self.source.train, chosen["batch_size"], shuffle=True, seed=chosen["seed"], transform=shift
         )
-        optimizer = optim.SGD(self.model.parameters(), lr=chosen["lr"], momentum=chosen["momentum"])
-        self.optimizer = optimizer
-        self.schedule = _schedule(optimizer, chosen, self.epochs * len(self.loader))
+        self.optimizer = _optimizer(self.model, chosen)
+        self.schedule = _schedule(self.optimizer, chosen, self.epochs * len(self.loader))
         # Equal batches: one program. The test images choose nothing; they are looked at for the record only.
         self.test = DataLoader(self.source.test, min(_TEST_BATCH, len(self.source.test)))
 
@@ -70,7 +69,8 @@ class ImageRun(Run):
         print(f"data: {self.source}")
         print(f"model: {chosen['model']}, {count:,} parameters; {settings.threads()} threads")
         print(
-            f"training: {chosen['epochs']} epochs, batches of {chosen['batch_size']}, SGD with learning rate "
+            f"training: {chosen['epochs']} epochs, batches of {chosen['batch_size']}, "
+            f"{type(self.optimizer).__name__} with learning rate "
             f"{chosen['lr']:g} (schedule: {chosen['schedule']}) and momentum {chosen['momentum']:g}{shift}, "
             f"seed {chosen['seed']}"
         )
@@ -92,7 +92,15 @@ class ImageRun(Run):
         return f"test accuracy {100 * accuracy:.2f} % ({right:,} of {len(self.source.test):,} images)"
 
 
-def _schedule(optimizer: optim.SGD, chosen: Mapping[str, Any], steps: int) -> optim.Schedule | None:
+def _optimizer(model: nn.Module, chosen: Mapping[str, Any]) -> optim.Optimizer:
+    """Gradient descent with momentum; Transformers need steps that Adam has scaled."""
+    rate, momentum = chosen["lr"], chosen["momentum"]
+    if chosen["model"] == "vit":
+        return optim.AdamW(model.parameters(), lr=rate, betas=(momentum, 0.99), weight_decay=0.05)
+    return optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+
+
+def _schedule(optimizer: optim.Optimizer, chosen: Mapping[str, Any], steps: int) -> optim.Schedule | None:
     """The schedule of the learning rate over that many training steps."""
     if chosen["schedule"] == "cosine":
         return optim.CosineAnnealingLR(optimizer, steps)

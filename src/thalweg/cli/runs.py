@@ -9,25 +9,38 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thalweg.cli.arguments import MODELS, TEXT_MODELS
 from thalweg.errors import DataError
+from thalweg.nn.module import Module
 from thalweg.train import Checkpoint, read_checkpoint
-
-if TYPE_CHECKING:
-    from thalweg.nn.module import Module
 
 CHECKPOINT = "checkpoint.safetensors"
 CURVES = "curves.png"
 RUNS = Path("runs")
 
 
+class _Scores(Module):
+    """The scores alone of a model that gives more."""
+
+    def __init__(self, model: Module) -> None:
+        self.model = model
+
+    def forward(self, images: Any) -> Any:
+        return self.model(images).logits
+
+
 def make_model(name: str) -> Module:
     """A new model of the command line."""
     from thalweg import models
 
-    makers: dict[str, Any] = {"lenet": models.LeNet, "mlp": models.MLP, "resnet": models.small_resnet}
+    makers: dict[str, Any] = {
+        "lenet": models.LeNet,
+        "mlp": models.MLP,
+        "resnet": models.small_resnet,
+        "vit": lambda: _Scores(models.small_vit()),
+    }
     made: Module = makers[name]()
     return made
 

@@ -16,6 +16,7 @@ from thalweg.models.resnet import (
     resnet50,
     small_resnet,
 )
+from thalweg.models.vit import ViTForImageClassification, ViTModel, small_vit
 from thalweg.models.writing import write
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "MobileNetV2",
     "PretrainedModel",
     "ResNet",
+    "ViTForImageClassification",
+    "ViTModel",
     "from_pretrained",
     "mobilenet_v1",
     "mobilenet_v2",
@@ -38,5 +41,6 @@ __all__ = [
     "resnet34",
     "resnet50",
     "small_resnet",
+    "small_vit",
     "write",
 ]

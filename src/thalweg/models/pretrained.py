@@ -51,6 +51,8 @@ ARCHITECTURES = {
     "GPT2LMHeadModel": ("gpt", "GPT2LMHeadModel"),
     "LlamaModel": ("gpt", "LlamaModel"),
     "LlamaForCausalLM": ("gpt", "LlamaForCausalLM"),
+    "ViTModel": ("vit", "ViTModel"),
+    "ViTForImageClassification": ("vit", "ViTForImageClassification"),
 }
 # The class where config.json names none.
 _BASES = {
@@ -59,6 +61,7 @@ _BASES = {
     "t5": "T5Model",
     "gpt2": "GPT2Model",
     "llama": "LlamaModel",
+    "vit": "ViTModel",
 }
 _WEIGHTS, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository on the hub
