@@ -191,3 +191,38 @@ def _name(owner: Module, key: Any) -> str:
     if not isinstance(key, str) or not key or "." in key:
         raise ArgumentError(f"{type(owner).__name__}: a name is a text without dots, received {key!r}")
     return key
+
+
+# ---- changes of structure ----------------------------------------------------------------------------------
+
+
+def replace_modules(root: Module, new: Mapping[int, Module]) -> None:
+    """Put new modules where the old ones with those ids are: in attributes, containers, lists."""
+    for owner in list(root.modules()):
+        _replace(owner, new)
+
+
+def _replace(owner: Module, new: Mapping[int, Module]) -> None:
+    for name, value in list(owner.members()):
+        replaced = _replaced(value, new)
+        if replaced is value:
+            continue
+        if name in vars(owner):
+            setattr(owner, name, replaced)
+        elif isinstance(owner, (ModuleList, Sequential)):
+            owner[[entry is value for entry in owner].index(True)] = replaced
+        elif isinstance(owner, ModuleDict):
+            owner[name] = replaced
+
+
+def _replaced(value: Any, new: Mapping[int, Module]) -> Any:
+    if isinstance(value, Module):
+        return new.get(id(value), value)
+    if isinstance(value, (list, tuple)):
+        items = [_replaced(item, new) for item in value]
+        changed = any(one is not other for one, other in zip(items, value, strict=True))
+        return type(value)(items) if changed else value
+    if isinstance(value, dict):
+        entries = {key: _replaced(item, new) for key, item in value.items()}
+        return entries if any(entries[key] is not item for key, item in value.items()) else value
+    return value

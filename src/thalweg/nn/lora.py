@@ -27,7 +27,7 @@ from thalweg.errors import ArgumentError, DataError
 from thalweg.io import safetensors
 from thalweg.io.files import atomic_write
 from thalweg.nn import init
-from thalweg.nn.containers import ModuleDict, ModuleList, Sequential
+from thalweg.nn.containers import replace_modules
 from thalweg.nn.dropout import Dropout
 from thalweg.nn.layer import size
 from thalweg.nn.linear import Linear
@@ -147,7 +147,7 @@ def inject(
         layer.train(linears[path].training)
         for adapter in (layer.lora_A, layer.lora_B):
             adapter.requires_grad_(True)
-        _replace(model, path, layer)
+    replace_modules(model, {id(linears[path]): layer for path, layer in made.items()})
     return chosen
 
 
@@ -156,8 +156,7 @@ def merge(model: Module) -> Module:
 
     Parameters stay frozen; `model.requires_grad_(True)` thaws them.
     """
-    for path, layer in adapters(model).items():
-        _replace(model, path, layer.merged())
+    replace_modules(model, {id(layer): layer.merged() for layer in adapters(model).values()})
     return model
 
 
@@ -216,8 +215,7 @@ def load(model: Module, directory: str | os.PathLike[str], trainable: bool = Fal
     try:
         checked = check_entries(f"the adapters of {type(model).__name__}", _entries(model), arrays)
     except ArgumentError:
-        for path in paths:
-            _replace(model, path, layers[path])
+        replace_modules(model, {id(layer): layers[path] for path, layer in adapters(model).items()})
         for holder, was in before.values():
             holder.trainable = was
         raise
@@ -276,23 +274,3 @@ def _targets(model: Module, names: list[str]) -> str | list[str]:
     linears = [_file_path(model, path) for path, found in model.named_modules() if isinstance(found, Linear)]
     meant = [path for path in linears if _is_target(path, names)]
     return sorted(names) if len(meant) == len(names) else "|".join(map(re.escape, sorted(names)))
-
-
-def _replace(model: Module, path: str, layer: Module) -> None:
-    """Put another layer at that path."""
-    *above, name = path.split(".")
-    holder: Any = model
-    for part in above:
-        holder = holder[_key(part)] if _has_items(holder) else getattr(holder, part)
-    if _has_items(holder):
-        holder[_key(name)] = layer
-    else:
-        setattr(holder, name, layer)
-
-
-def _has_items(holder: Any) -> bool:
-    return isinstance(holder, (list, dict, ModuleList, ModuleDict, Sequential))
-
-
-def _key(part: str) -> int | str:
-    return int(part) if part.isdigit() else part

@@ -13,7 +13,7 @@ import numpy as np
 
 from thalweg import types
 from thalweg.errors import ArgumentError, TraceError
-from thalweg.nn.containers import ModuleDict, ModuleList, Sequential
+from thalweg.nn.containers import replace_modules
 from thalweg.nn.embedding import Embedding
 from thalweg.nn.layer import refuse_shape
 from thalweg.nn.linear import Linear
@@ -130,33 +130,5 @@ def quantize(model: M, kind: str = "int8", *, skip: Collection[str] = ()) -> M:
             new[id(module)] = QuantisedEmbedding(module, packed[id(module.weight)])
     for module in new.values():
         module.training = model.training
-    for module in paths.values():
-        _replace(module, new)
+    replace_modules(model, new)
     return model
-
-
-def _replace(owner: Module, new: dict[int, Module]) -> None:
-    """Put new modules where the old ones with those ids are, in attributes, containers and lists."""
-    for name, value in list(owner.members()):
-        replaced = _replaced(value, new)
-        if replaced is value:
-            continue
-        if name in vars(owner):
-            setattr(owner, name, replaced)
-        elif isinstance(owner, (ModuleList, Sequential)):
-            owner[[entry is value for entry in owner].index(True)] = replaced
-        elif isinstance(owner, ModuleDict):
-            owner[name] = replaced
-
-
-def _replaced(value: Any, new: dict[int, Module]) -> Any:
-    if isinstance(value, Module):
-        return new.get(id(value), value)
-    if isinstance(value, (list, tuple)):
-        items = [_replaced(item, new) for item in value]
-        changed = any(one is not other for one, other in zip(items, value, strict=True))
-        return type(value)(items) if changed else value
-    if isinstance(value, dict):
-        entries = {key: _replaced(item, new) for key, item in value.items()}
-        return entries if any(entries[key] is not item for key, item in value.items()) else value
-    return value
