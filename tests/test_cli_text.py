@@ -183,6 +183,8 @@ def test_generate_with_an_lstm_by_hand(capsys: Capture) -> None:
     for _ in range(20):
         ids = np.append(ids, model(ids[None]).logits.numpy()[0, -1].argmax())
     assert capsys.readouterr().out == tokenizer.decode(ids) + "\n"
+    assert main(["evaluate"]) == 1
+    assert "is a lstm trained on text, which knows no images; `thalweg generate`" in capsys.readouterr().err
 
 
 def test_generate_with_a_directory_of_hugging_face(capsys: Capture) -> None:

@@ -106,7 +106,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_model(found: Checkpoint) -> Module:
-    """The trained model of a checkpoint, in eval mode."""
+    """The trained model of images of a checkpoint, in eval mode. Raises `DataError` for one of text."""
+    if found.metadata["model"] in TEXT_MODELS:
+        raise DataError(
+            f"{found.path!r} is a {found.metadata['model']} trained on text, which knows no images; `thalweg "
+            "generate` writes with it, and its validation loss is in its curves"
+        )
     model = make_model(found.metadata["model"])
     found.restore(model)
     return model.eval()
