@@ -33,6 +33,7 @@ CASES = [
         for seed in range(RANDOM_NETWORKS)
     ),
     Case("lenet eager step, batch 64", ("torch",)),
+    Case("lenet step beside a busy process, batch 64", ("torch",)),
     Case("trivial compiled call", ("torch.compile", "jax"), threaded=False),
     Case("import", ("numpy",), threaded=False),
     Case("first lenet step, cold cache", threaded=False),
@@ -68,7 +69,13 @@ def seconds_of(case: str, side: str, threads: int) -> float:
         from thalweg.bench.own import measure
     else:
         from thalweg.bench.peers import measure
-    return measure(case, side, threads)
+    if "busy" not in case:
+        return measure(case, side, threads)
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])  # takes one core
+    try:
+        return measure(case, side, threads)
+    finally:
+        neighbour.kill()
 
 
 def _process_seconds(code: str, environment: dict[str, str], runs: int = 7) -> float:
