@@ -441,6 +441,11 @@ def stop_gradient(x: Any) -> Any:
     return _apply_unary(StopGradient, x, False)
 
 
+def recompute(x: Any) -> Any:
+    """x itself; what is computed from it is never merged with equal values that are computed elsewhere."""
+    return _apply_unary(Recompute, x, False)
+
+
 def add(x: Any, y: Any) -> Any:
     """x + y with broadcasting."""
     return _apply_binary(Add, x, y)
@@ -878,6 +883,14 @@ def _bitwise_invert_samples() -> Iterator[Sample]:
     yield Sample(bitwise_invert, (values(dtype="int8"),))
     yield Sample(bitwise_invert, (values(0, dtype="int8"),))
     yield Sample(bitwise_invert, (values(3),), error=DTypeError, message="accepts bool")
+
+
+@samples("recompute")
+def _recompute_samples() -> Iterator[Sample]:
+    for dtype in ("float32", "float64", "float16", "int32", "uint8", "bool"):
+        yield Sample(recompute, (values(3, 5, dtype=dtype),))
+    for array in (values(), values(0), special()):
+        yield Sample(recompute, (array,))
 
 
 @samples("stop_gradient")

@@ -16,8 +16,8 @@ import numpy as np
 from thalweg.graph import AxisGroup, Builder, Graph, Kind, Narrowed, Op, Value, remove_dead, using
 from thalweg.ops.axes import graph_axes
 from thalweg.ops.control.graphs import applied, copied, dependences, graph_operations
-from thalweg.ops.core import apply, operand, primitive, require
-from thalweg.ops.elementwise import Recompute
+from thalweg.ops.core import operand, primitive, require
+from thalweg.ops.elementwise import recompute
 from thalweg.types import Type
 
 
@@ -76,7 +76,7 @@ class Checkpoint(Op):
         gradients: list[Any | None] = [None] * len(inputs)
         if wanted:
             graph = graph_gradient(self.body, given, wanted)
-            again = [apply(Recompute(), x) for x in inputs]
+            again = [recompute(x) for x in inputs]
             received: list[Any] = [cotangents[position] for position in given]
             found = copied(graph, [*again, *received])
             for position, gradient in zip(wanted, found, strict=True):
