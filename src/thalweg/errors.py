@@ -42,6 +42,10 @@ class UnsupportedError(ThalwegError, NotImplementedError):
     """A program cannot be compiled for the chosen target."""
 
 
+class MemoryLimitError(ThalwegError, MemoryError):
+    """A program cannot be made to need as little memory as it may take."""
+
+
 class CompilerError(UnsupportedError):
     """The C compiler is missing or refused the generated code."""
 

@@ -51,10 +51,10 @@ def _report(error: Exception) -> int:
     if _debugging():
         traceback.print_exc()
         return 1
-    if isinstance(error, MemoryError):
-        text = "the machine has not enough memory; a smaller --batch-size needs less"
-    elif isinstance(error, (ThalwegError, ImportError)):
+    if isinstance(error, (ThalwegError, ImportError)):
         text = str(error)
+    elif isinstance(error, MemoryError):
+        text = "the machine has not enough memory; a smaller --batch-size needs less"
     elif isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     else:

@@ -279,6 +279,12 @@ def _inspection(command: Callable[[str, str, str], _Parser]) -> None:
     plan.add_argument("--batch-size", type=_at_least_one, default=64, help="default: 64")
     plan.add_argument("--threads", type=_at_least_one, help="for the sum of memory (default: all CPUs)")
     plan.add_argument("--inference", action="store_true", help="the forward pass alone")
+    plan.add_argument(
+        "--memory",
+        metavar="BYTES",
+        type=_amount,
+        help="make it fit into so much (2GB, 512MiB), recomputing values or cutting the batch into parts",
+    )
     plan.add_argument("--json", action="store_true", help="for other programs")
     plan.add_argument(
         "-o",
@@ -349,6 +355,16 @@ def _numpy(text: str) -> Any:
 
 def _share(text: str) -> Any:
     return _value(text, float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+
+def _amount(text: str) -> Any:
+    from thalweg.errors import ArgumentError
+    from thalweg.plan.sizes import bytes_of
+
+    try:
+        return bytes_of(text)
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _at_least_one(text: str) -> Any:

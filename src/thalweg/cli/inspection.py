@@ -30,6 +30,10 @@ def plan(options: argparse.Namespace) -> int:
     function, examples = _traced(options.model, options.batch_size, not options.inference)
     found = function.plan(*examples)
     threads = options.threads or settings.threads()
+    if options.memory is not None:
+        fitted = found.fit(options.memory, threads)
+        print(f"{options.model} with a batch of {options.batch_size} fits: {fitted}", file=sys.stderr)
+        found = fitted.plan
     if options.output is not None:
         found.draw(options.output)
         print(f"{options.output}: {found.total_bytes(threads):,} bytes", file=sys.stderr)

@@ -7,8 +7,8 @@ that follow from the batch size, such as the 1/B of a mean, are those of the who
 those of the whole batch too, up to rounding.
 
 The two graphs have the same nodes; where their shapes differ, there is the batch. Every node that it passes
-through must treat samples alike, which the ops' axis rules say; what mixes samples (batch norm in training) is
-refused by name. `schedule.fit` and `compile(accumulate=k)` call it.
+through must treat samples alike, which the ops' axis rules say; what mixes samples (batch norm in training)
+is refused by name. `schedule.fit` and `compile(accumulate=k)` call it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from dataclasses import replace
 from typing import Any
 
 from thalweg.errors import UnsupportedError
-from thalweg.graph import Graph, Kind, Node, State, Value, located, remove_dead, using
+from thalweg.graph import Graph, Kind, Node, Op, State, Value, builder, located, remove_dead, using
 from thalweg.graph.build import Builder
 from thalweg.ops.accumulation import Scatter
-from thalweg.ops.control import merge_iterations, scan, split_iterations
+from thalweg.ops.control import copy_node, merge_iterations, scan, split_iterations
 from thalweg.ops.core import cast
 from thalweg.ops.elementwise import add
 from thalweg.ops.movement import Reshape
 from thalweg.ops.sources import Constant, Iota, RandomBits, full
 from thalweg.types import Span, Type, float32
 
+LOOP = "micro-batch"  # the name of the loop's body
 LINE = (Span("<micro-batches>", 0, "microbatch"),)
 
 
@@ -49,6 +50,7 @@ class _Split:
         self.part = part
         self.count = count
         self.twin: dict[int, Value] = {}  # id(value of the part) -> the value of the whole batch
+        self.op: dict[int, Op] = {}  # id(node of the part) -> the op that takes the place of its own
         self.axis: dict[int, int] = {}  # id(value of the part) -> the axis that grows with the batch
         # id(value) -> how often the samples follow each other along that axis, as in [T * B, H]; None: where
         # all elements of the axis are alike, any number fits
@@ -64,28 +66,42 @@ class _Split:
         whole, part = self.whole, self.part
         same = len(whole.nodes) == len(part.nodes) and len(whole.sources) == len(part.sources)
         if same:
-            for small, large in zip(part.sources, whole.sources, strict=True):
-                self._twins(small, large, None)
+            for given, twin in zip(part.sources, whole.sources, strict=True):
+                self._twins(given, twin, None)
         for small, large in zip(part.nodes, whole.nodes, strict=False) if same else ():
-            wired = [self.twin.get(id(v)) for v in small.inputs]
-            if type(small.op) is not type(large.op) or any(
-                one is not other for one, other in zip(wired, large.inputs, strict=True)
-            ):
+            if not self._alike(small, large):
                 same = False
                 break
+            if large.op.kind is Kind.ELEMENTWISE:
+                self.op[id(small)] = large.op  # its numbers, if it has any, are those of the whole batch
             for one, other in zip(small.outputs, large.outputs, strict=True):
                 self._twins(one, other, small)
         if not same:
             raise UnsupportedError(
-                f"the program has another structure for a batch 1/{self.count} as large; choose another number "
-                "of micro-batches"
+                f"the program has another structure for a batch 1/{self.count} as large; choose another "
+                "number of micro-batches"
             )
         for entry in part.state:
             if id(entry.before) in self.axis:
                 raise UnsupportedError(
-                    f"the state {entry.holder.name!r} has a value for every sample, so the batch cannot be cut; "
-                    "make it an argument"
+                    f"the state {entry.holder.name!r} has a value for every sample, so the batch cannot be "
+                    "cut; make it an argument"
                 )
+
+    def _alike(self, small: Node, large: Node) -> bool:
+        """Do two nodes do the same to values that belong to each other? A mean may divide by one number of
+        samples and multiply by the reciprocal of another."""
+        wired = [self.twin.get(id(v)) for v in small.inputs]
+        if len(wired) != len(large.inputs) or len(small.outputs) != len(large.outputs):
+            return False
+        if any(one is not other for one, other in zip(wired, large.inputs, strict=True)):
+            return False
+        if small.op.kind is Kind.ELEMENTWISE and large.op.kind is Kind.ELEMENTWISE:
+            return True
+        others = large.op.attributes()
+        return type(small.op) is type(large.op) and all(
+            value == others[name] for name, value in small.op.attributes().items() if isinstance(value, float)
+        )
 
     def _twins(self, small: Value, large: Value, node: Node | None) -> None:
         self.twin[id(small)] = large
@@ -164,7 +180,8 @@ class _Split:
             seen.add(id(node))
             if node.op.kind >= Kind.CONTRACTION and not isinstance(node.op, (Constant, Iota)):
                 raise self._refusal(
-                    total, "every sample depends on a sum over all samples, which needs the forward pass first"
+                    total,
+                    "every sample depends on a sum over all samples, which needs their forward pass",
                 )
             stack += [v.node for v in node.inputs if v.node is not None]
         early.update(
@@ -196,9 +213,9 @@ class _Split:
                 return
         elif any(axis is not None for axis in axes):
             for group in node.op.axes(*(v.type for v in node.inputs)):
-                if list(group.inputs) == axes and list(group.outputs) == out:
-                    if not group.reduced or node.op.combine == "sum":
-                        return
+                fits = list(group.inputs) == axes and list(group.outputs) == out
+                if fits and (not group.reduced or node.op.combine == "sum"):
+                    return
         elif any(  # something without samples is repeated for each
             [g for g in group.outputs if g is not None] == [o for o in out if o is not None]
             for group in node.op.axes(*(v.type for v in node.inputs))
@@ -233,11 +250,11 @@ class _Split:
                 if any(id(v) in self.late for v in small.inputs) or id(small) in {id(n) for n in self.sums}:
                     behind.append(node)
                 else:
-                    self._copy(node, outer)  # of the nodes in the loop those stay that an early sum needs
+                    copy_node(node, outer)  # of the nodes in the loop those stay that an early sum needs
             self._loop(outer, running)
             for node in behind:
                 if id(small_of[id(node)]) not in running:
-                    self._copy(node, outer)
+                    copy_node(node, outer)
         state = tuple(
             State(outer[id(e.before)], None if e.after is None else outer[id(e.after)], e.holder)
             for e in whole.state
@@ -251,11 +268,6 @@ class _Split:
                 state=state,
             )
         )
-
-    def _copy(self, node: Node, outer: dict[int, Value]) -> None:
-        from thalweg.ops.control import copy_node
-
-        copy_node(node, outer)
 
     def _loop(self, outer: dict[int, Value], running: set[int]) -> None:
         """Append the scan; `outer` (id(value of the whole) -> value) learns its results."""
@@ -285,15 +297,13 @@ class _Split:
             for node in self.inside:
                 if all(id(v) in inner for v in node.outputs):
                     continue
-                inputs = [inner.get(id(v), None) for v in node.inputs]
                 inputs = [
-                    outer[id(self.twin[id(v)])] if x is None else x
-                    for v, x in zip(node.inputs, inputs, strict=True)
+                    inner[id(v)] if id(v) in inner else outer[id(self.twin[id(v)])] for v in node.inputs
                 ]
                 if isinstance(node.op, Scatter) and id(node.outputs[0]) in carried:
                     inputs[0] = carried[id(node.outputs[0])]  # it adds to what there is
-                copy = Node(node.op, tuple(inputs), [v.type for v in node.outputs], node.where, node.scope)
-                outputs = _append(copy)
+                op, types = self.op.get(id(node), node.op), [v.type for v in node.outputs]
+                outputs = builder().append(Node(op, tuple(inputs), types, node.where, node.scope))
                 inner.update((id(v), new) for v, new in zip(node.outputs, outputs, strict=True))
                 if id(node.outputs[0]) in carried:
                     with located(node.where, node.scope):
@@ -301,9 +311,11 @@ class _Split:
             return [after[id(v)] for v in totals], [inner[id(v)] for v in results]
 
         with located(LINE, "micro-batches"):
-            slices = [split_iterations(outer[id(self.twin[id(v)])], self.axis[id(v)], self.count) for v in cut]
+            slices = [
+                split_iterations(outer[id(self.twin[id(v)])], self.axis[id(v)], self.count) for v in cut
+            ]
             begin = [self._begin(node, outer) for node in self.sums]
-            last, stacks = scan(body, begin, slices, self.count, name="micro-batch")
+            last, stacks = scan(body, begin, slices, self.count, name=LOOP)
             for value, total in zip(totals, last, strict=True):
                 outer[id(self.twin[id(value)])] = cast(total, value.dtype)
             for value, stack in zip(results, stacks, strict=True):
@@ -321,12 +333,6 @@ class _Split:
             return value
         before = carried[id(node.outputs[0])]
         return add(before, cast(value, before.dtype))
-
-
-def _append(node: Node) -> tuple[Value, ...]:
-    from thalweg.graph import builder
-
-    return builder().append(node)
 
 
 def _accumulator(type: Type) -> Type:

@@ -3,8 +3,8 @@
 `settle` ends what `thalweg.checkpoint` began: `recompute` has kept equal values apart, and disappears.
 `prepare` calls it behind the last pass that merges common subexpressions.
 
-`rematerialise` does the same without being asked for by the user's code: `schedule.fit` says for which segments
-of the forward pass.
+`rematerialise` does the same without being asked for by the user's code: `schedule.fit` says for which
+segments of the forward pass.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _recomputes(graph: Graph) -> bool:
     )
 
 
-# ---- an automatic choice ---------------------------------------------------------------------------------------
+# ---- an automatic choice -----------------------------------------------------------------------------------
 
 MOST_SEGMENTS = 32
 CONTRACTIONS_PER_SEGMENT = 3  # about half a Transformer block, or a residual block

@@ -49,6 +49,7 @@ def compile_graph(
     target: str = "native",
     check: bool | None = None,
     winograd: bool = True,
+    plan: Plan | None = None,
 ) -> Program:
     """The program of a traced graph.
 
@@ -56,13 +57,15 @@ def compile_graph(
     `threads` how many take part (None: the THALWEG_THREADS setting), `target` the instruction set of the
     C compiler's flags, `check` whether the first call compares the program with the references (None: the
     THALWEG_CHECK setting), `winograd` whether 3x3 convolutions may be computed with fewer multiplications.
+    `plan` is one that has been made for the graph already; its own graph is then what runs.
     """
     chosen = backend or settings.backend
     if chosen == "auto":
         chosen = "c" if _has_compiler() else "numpy"
     if chosen == "numpy":
-        return InterpretedProgram(graph)
-    return NativeProgram(graph, threads, target, settings.check if check is None else check, winograd)
+        return InterpretedProgram(graph if plan is None else plan.graph)
+    checked = settings.check if check is None else check
+    return NativeProgram(graph, threads, target, checked, winograd, plan)
 
 
 @cache
@@ -172,9 +175,10 @@ class NativeProgram:
         target: str = "native",
         check: bool = False,
         winograd: bool = True,
+        plan: Plan | None = None,
     ) -> None:
         self.graph = graph
-        self.plan = make_plan(graph, target, winograd)
+        self.plan = make_plan(graph, target, winograd) if plan is None else plan
         self.threads = threads  # None: the setting at the time of each call
         self.unchecked = check  # the next call compares the program with the reference first
         self._build()

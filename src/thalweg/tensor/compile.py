@@ -25,6 +25,7 @@ from thalweg.config import settings
 from thalweg.errors import ArgumentError, UnsupportedError
 from thalweg.graph import Graph, Value, current
 from thalweg.graph.build import location
+from thalweg.plan.sizes import bytes_of
 from thalweg.tensor import eager, nest
 from thalweg.tensor.guards import Guards, Traceable
 from thalweg.tensor.state import ForkSafeLock, Holder, Parameter, acquire, epoch, join_locks
@@ -67,14 +68,21 @@ class Options:
     target: str = "native"
     check: bool | None = None
     winograd: bool = True
+    accumulate: int = 1
+    memory_limit: int | None = None
+
+    @property
+    def changes_plan(self) -> bool:
+        """Does something else run than the plan of the traced graph?"""
+        return self.accumulate > 1 or self.memory_limit is not None
 
 
-def make_program(graph: Graph, options: Options) -> Any:
+def make_program(graph: Graph, options: Options, plan: Any = None) -> Any:
     """The program of a graph: the one place where the tensor layer meets the runtime."""
     from thalweg.runtime.program import compile_graph
 
     return compile_graph(
-        graph, options.backend, options.threads, options.target, options.check, options.winograd
+        graph, options.backend, options.threads, options.target, options.check, options.winograd, plan
     )
 
 
@@ -275,15 +283,17 @@ class Compiled(Traceable):
         return self._inspected(args, kwargs, run=False).graph
 
     def plan(self, *args: Any, **kwargs: Any) -> Any:
-        """What runs for these arguments: phases, kernels, buffers and exact bytes; nothing is compiled."""
+        """What runs for these arguments (or `tw.spec` stand-ins): phases, kernels, buffers and exact bytes;
+        nothing is compiled. See `thalweg.tensor.plans.FunctionPlan` for what can be asked of it."""
         return self._planned(args, kwargs)[1]
 
     def _planned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Entry, Any]:
         """What was traced for these arguments, and its plan."""
-        from thalweg.runtime.program import make_plan
+        from thalweg.tensor.plans import FunctionPlan
 
         entry = self._inspected(args, kwargs, run=False)
-        return entry, make_plan(entry.graph, self.options.target, self.options.winograd)
+        step = self._step(entry, args, kwargs)
+        return entry, FunctionPlan.of(step.plan(), step)
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The C text of the program for these arguments; no compiler is needed."""
@@ -365,8 +375,26 @@ class Compiled(Traceable):
                 entry.objects = [_reference(item, self._forgetter(parts)) for item in key.objects]
                 self._entries[parts] = entry
             if run and entry.program is None:
-                entry.program = self._program(entry)
+                entry.program = self._program(entry, args, kwargs)
         return entry
+
+    def _step(self, entry: Entry, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The traced function with the way to trace it for arguments of other shapes."""
+        from thalweg.tensor.plans import Step
+
+        inputs = entry.graph.inputs
+        leaves = [value.type for value in inputs[: len(inputs) - len(entry.captured)]]
+
+        def traced(types: Sequence[Type]) -> Graph:
+            remaining = iter(types)
+
+            def stand_in(leaf: Any, _: str) -> Any:
+                return Spec(next(remaining)) if _is_array(leaf) else leaf
+
+            others = nest.map_nest(stand_in, tuple(args)), nest.map_nest(stand_in, kwargs)
+            return self._traced(*others, {}).graph
+
+        return Step(entry.graph, leaves, traced, self.options)
 
     def _forgetter(self, parts: tuple[Any, ...]) -> Callable[[Any], None]:
         """A function that drops an entry when one of its arguments no longer exists."""
@@ -407,11 +435,13 @@ class Compiled(Traceable):
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
         return names + [f"argument{position}" for position in range(len(names), count)]
 
-    def _program(self, entry: Entry) -> Any:
+    def _program(self, entry: Entry, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """The program of an entry's graph: an earlier one if that had the same graph and holders."""
         identity = (entry.graph.digest(), *(id(state.holder) for state in entry.graph.state))
         if identity not in entry.programs:
-            entry.programs[identity] = make_program(entry.graph, self.options)
+            changed = self.options.changes_plan
+            plan = self._step(entry, args, kwargs).plan() if changed else None
+            entry.programs[identity] = make_program(entry.graph, self.options, plan)
         return entry.programs[identity]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
@@ -471,15 +501,19 @@ def _as_input(item: Any, label: str, trace: Trace) -> Any:
             return wrap(trace.input(leaf.type, label + path), trace)
         if isinstance(leaf, Spec):
             return wrap(trace.input(leaf.type, label + path), trace)
-        if (
-            isinstance(leaf, (np.ndarray, np.generic))
-            or hasattr(leaf, "__dlpack__")
-            or hasattr(leaf, "__array__")
-        ):
+        if _is_array(leaf):
             return wrap(trace.input(types.type_of(as_array(leaf)), label + path), trace)
         return leaf
 
     return nest.map_nest(convert, item)
+
+
+def _is_array(leaf: Any) -> bool:
+    """Is an argument one that `_as_input` makes an input of?"""
+    if isinstance(leaf, Holder):
+        return False
+    known = isinstance(leaf, (Tensor, Spec, np.ndarray, np.generic))
+    return known or hasattr(leaf, "__dlpack__") or hasattr(leaf, "__array__")
 
 
 def _as_output(leaf: Any, trace: Trace, outputs: list[Value], places: dict[int, int]) -> Any:
@@ -501,6 +535,8 @@ def compile(
     target: str = "native",
     check: bool | None = None,
     winograd: bool = True,
+    accumulate: int = 1,
+    memory_limit: str | int | None = None,
 ) -> Any:
     """Compile a function of tensors: traced once per signature of its arguments, then run as one program.
 
@@ -519,18 +555,31 @@ def compile(
     references (None: where THALWEG_CHECK=1); a difference raises `CheckError` and changes nothing.
     `winograd`: whether convolutions of 3x3 with many channels may be computed with a third of the
     multiplications (Winograd's algorithm), where that is faster; results then differ in rounding, and an
-    infinity or NaN in the input spreads over its tile of 4x4 results. Inside
+    infinity or NaN in the input spreads over its tile of 4x4 results. `accumulate`: the batch runs in so many
+    parts, one after the other, whose sums and gradients are added before anything is updated: activations
+    take less memory, results are those of the whole batch up to rounding, random numbers (dropout) others.
+    `memory_limit` ("2GB", a number of bytes): parts of the batch, and what is computed again, are chosen so
+    that the program takes no more, at the least extra time (`plan.fit`). Inside
     another traced function, and where a gradient of its arguments is being recorded eagerly, the plain
     function runs."""
     if backend not in BACKENDS:
         raise ArgumentError(f'backend is "c", "numpy" or None, received {backend!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ArgumentError(f"threads is a positive integer or None, received {threads!r}")
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise ArgumentError(f"accumulate is a positive integer, received {accumulate!r}")
     if not isinstance(winograd, bool):
         raise ArgumentError(f"winograd is True or False, received {winograd!r}")
     if function is None:
         return lambda decorated: compile(
-            decorated, backend=backend, threads=threads, target=target, check=check, winograd=winograd
+            decorated,
+            backend=backend,
+            threads=threads,
+            target=target,
+            check=check,
+            winograd=winograd,
+            accumulate=accumulate,
+            memory_limit=memory_limit,
         )
     if check not in (None, True, False):
         raise ArgumentError(f"check is True, False or None, received {check!r}")
@@ -546,4 +595,5 @@ def compile(
             f"{function.__name__} is a {kind} function, whose code runs after the trace is over; return a "
             "list or tuple of tensors instead"
         )
-    return Compiled(function, Options(backend, threads, target, check, winograd))
+    limit = None if memory_limit is None else bytes_of(memory_limit)
+    return Compiled(function, Options(backend, threads, target, check, winograd, accumulate, limit))
