@@ -108,7 +108,8 @@ def _refusal(
     fixed = sum(memory[name] for name in ("inputs", "outputs", "state", "constants"))
     parts = f" in {least[1]} micro-batches" if least[1] > 1 else ""
     text = (
-        f"{graph.name} needs {plan.total_bytes(threads):,} bytes with {threads} threads, and {least[0]:,} "
+        f"{graph.name} needs {plan.total_bytes(threads):,} bytes with {threads} thread{'s' * (threads > 1)}, "
+        f"and {least[0]:,} "
         f"with all that can be computed again{parts}; the limit is {limit:,}\n"
         f"  the least change that fits: memory={least[0]} (inputs, outputs, state and constants alone take "
         f"{fixed:,}), or a smaller batch: plan.largest_batch({limit})"

@@ -71,8 +71,9 @@ class FunctionPlan(Plan):
         if low:
             return low
         least = self.step.plan(1).total_bytes(count)
+        threads_text = f"{count} thread{'s' * (count > 1)}"
         raise MemoryLimitError(
-            f"{self.graph.name} needs {least:,} bytes with {count} threads for a batch of one sample; the "
+            f"{self.graph.name} needs {least:,} bytes with {threads_text} for a batch of one sample; the "
             f"limit is {limit:,}. Write memory={least}, or plan.fit(memory={limit}) for the given batch in "
             "parts"
         )
