@@ -283,7 +283,7 @@ def winograd_workspace(kernel: Kernel) -> int:
     anchor = kernel.anchor
     assert anchor is not None
     if kernel.kind in ("winograd_filters", "winograd_weight_gradient"):
-        return 9 * LANES * LANES * 4
+        return 9 * LANES * LANES * PANEL * 4
     if kernel.kind == "winograd_products":
         block = _gradient_block(anchor)
         channels = min(CHUNK, -(-block.channels // LANES) * LANES)
@@ -446,7 +446,7 @@ def emit_winograd_products(context: Context) -> KernelText:
 
 
 def emit_winograd_filters(context: Context) -> KernelText:
-    """Items (16 filters, 16 channels): a transposed copy [channel][tap][filter], then the transforms of its rows."""
+    """Items (panel, 16 channels): transposed copies [channel][tap][filter], then the transforms of their rows."""
     kernel = _Kernel(context)
     w = kernel.anchor.inputs[0]
     back = kernel.op.back
@@ -462,12 +462,16 @@ def emit_winograd_filters(context: Context) -> KernelText:
     tile = _transform(context, name, _filter, (3, WINDOW), head, load, store, "f64")
     lines = [
         f"f32 *const taps = (f32 *){kernel.scratch};",
-        kernel.items(count * width // LANES * chunks),
-        f"const int64_t filter = item / {chunks} * 16, channel = item % {chunks} * 16, p = filter / {width}, k = filter % {width};",
-        f"const int64_t valid = {filters} - filter, some = {channels} - channel < 16 ? {channels} - channel : 16;",
+        kernel.items(count * chunks),
+        f"const int64_t p = item / {chunks}, channel = item % {chunks} * 16;",
+        f"const int64_t some = {channels} - channel < 16 ? {channels} - channel : 16;",
+        f"for (int64_t k = 0; k < {width}; k += 16) {{",
+        f"const int64_t filter = p * {width} + k, valid = {filters} - filter;",
+        f"f32 *const to = taps + k * {9 * LANES};",
         *_taps(kernel.operands[0], filters, channels, back),
-        f"for (int64_t c = 0; c < some; c++) {tile}(taps + c * {9 * LANES}, {target} + (p * {channels} + channel + c) * {width} + k, "
-        f"{count * channels * width});",
+        "}",
+        f"for (int64_t c = 0; c < some; c++) for (int64_t k = 0; k < {width}; k += 16)",
+        f"{tile}(taps + (k + c) * {9 * LANES}, {target} + (p * {channels} + channel + c) * {width} + k, {count * channels * width});",
         "}",
     ]
     return kernel.function(lines)
@@ -479,7 +483,7 @@ def _taps(w: str, filters: int, channels: int, back: bool) -> list[str]:
     if back:  # the taps of neighbouring filters lie beside each other
         lines += [
             "if (valid >= 16) {",
-            "for (int64_t c = 0; c < some; c++) for (int64_t tap = 0; tap < 9; tap++) store_f32(taps + (c * 9 + tap) * 16, "
+            "for (int64_t c = 0; c < some; c++) for (int64_t tap = 0; tap < 9; tap++) store_f32(to + (c * 9 + tap) * 16, "
             f"load_strided_f32({w} + ((channel + c) * {filters} + filter) * 9 + tap, 9));",
         ]
         place = f"((channel + c) * {filters} + filter + l) * 9 + tap"
@@ -490,19 +494,19 @@ def _taps(w: str, filters: int, channels: int, back: bool) -> list[str]:
             "f32x16 t[16];",
             f"for (int64_t l = 0; l < 16; l++) t[l] = load_f32({w} + ((filter + l) * {channels} + channel) * 9 + at);",
             "transpose_f32(t);",
-            "for (int64_t l = 0; l < 16; l++) store_f32(taps + (at + l) * 16, t[l]);",
+            "for (int64_t l = 0; l < 16; l++) store_f32(to + (at + l) * 16, t[l]);",
             "}",
         ]
         place = f"((filter + l) * {channels} + channel + c) * 9 + tap"
     return [
         *lines,
         "} else for (int64_t c = 0; c < some; c++) for (int64_t l = 0; l < 16; l++) for (int64_t tap = 0; tap < 9; tap++)",
-        f"taps[(c * 9 + tap) * 16 + l] = l < valid ? {w}[{place}] : 0;",
+        f"to[(c * 9 + tap) * 16 + l] = l < valid ? {w}[{place}] : 0;",
     ]
 
 
 def emit_winograd_weight_gradient(context: Context) -> KernelText:
-    """Items (16 filters, 16 channels): the slots added and transformed to [channel][tap][filter], then transposed."""
+    """Items (panel, 16 channels): the slots added and transformed to [channel][tap][filter], then transposed."""
     kernel = _Kernel(context)
     u = kernel.anchor.inputs[0]
     parts, _, count, channels, width = u.shape
@@ -517,18 +521,18 @@ def emit_winograd_weight_gradient(context: Context) -> KernelText:
     tile = _transform(context, f"winograd_gather{parts}", _gather, (WINDOW, 3), head, added, store)
     lines = [
         f"f32 *const taps = (f32 *){kernel.scratch};",
-        kernel.items(-(-filters // LANES) * chunks),
-        f"const int64_t filter = item / {chunks} * 16, channel = item % {chunks} * 16, p = filter / {width}, k = filter % {width};",
+        kernel.items(count * chunks),
+        f"const int64_t p = item / {chunks}, channel = item % {chunks} * 16;",
         f"const int64_t some = {channels} - channel < 16 ? {channels} - channel : 16;",
-        f"for (int64_t c = 0; c < some; c++) {tile}({kernel.operands[0]} + (p * {channels} + channel + c) * {width} + k, {step}, "
-        f"taps + c * {9 * LANES});",
-        "for (int64_t at = 0; at < some * 9; at += 16) {",
+        f"for (int64_t c = 0; c < some; c++) for (int64_t k = 0; k < {width}; k += 16)",
+        f"{tile}({kernel.operands[0]} + (p * {channels} + channel + c) * {width} + k, {step}, taps + (k + c) * {9 * LANES});",
+        f"for (int64_t k = 0; k < {width}; k += 16) for (int64_t at = 0; at < some * 9; at += 16) {{",
         "const int64_t n = some * 9 - at < 16 ? some * 9 - at : 16, place = channel * 9 + at;",
         "f32x16 t[16];",
-        "for (int l = 0; l < 16; l++) t[l] = load_f32(taps + (at + l) * 16);",
+        f"for (int l = 0; l < 16; l++) t[l] = load_f32(taps + k * {9 * LANES} + (at + l) * 16);",
         "transpose_f32(t);",
-        f"for (int64_t l = 0; l < 16 && filter + l < {filters}; l++) {{",
-        "const f32x16 sum = t[l]; const int64_t f = filter + l; (void)n; (void)place; (void)f;",
+        f"for (int64_t l = 0; l < 16 && p * {width} + k + l < {filters}; l++) {{",
+        f"const f32x16 sum = t[l]; const int64_t f = p * {width} + k + l; (void)n; (void)place; (void)f;",
     ]
     flat = channels * 9
     extents = {"f": filters, "place": max(flat - LANES + 1, 1), LANE: min(flat, LANES)}
