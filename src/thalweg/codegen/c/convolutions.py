@@ -151,7 +151,7 @@ def geometry(kernel: Kernel, machine: str) -> Geometry | None:
     if op.name == "convolution_input_gradient":
         sizes = zip(result.shape[2:], first.shape[2:], strict=True)
         axes = [
-            _gathering(size, source, low, s, d, t)
+            gathering_axis(size, source, low, s, d, t)
             for (size, source), (low, _), s, d, t in zip(
                 sizes, op.padding, op.strides, op.dilation, taps, strict=True
             )
@@ -162,7 +162,7 @@ def geometry(kernel: Kernel, machine: str) -> Geometry | None:
     out = second.shape[2:] if weights else result.shape[2:]
     sizes = zip(first.shape[2:], out, strict=True)
     axes = [
-        _striding(source, count, low, s, d, t)
+        striding_axis(source, count, low, s, d, t)
         for (source, count), (low, _), s, d, t in zip(
             sizes, op.padding, op.strides, op.dilation, taps, strict=True
         )
@@ -172,14 +172,14 @@ def geometry(kernel: Kernel, machine: str) -> Geometry | None:
     )
 
 
-def _striding(source: int, count: int, low: int, stride: int, dilation: int, taps: int) -> Axis:
+def striding_axis(source: int, count: int, low: int, stride: int, dilation: int, taps: int) -> Axis:
     """An axis of the forward convolution: position p and tap t read element p * stride + t * dilation - low."""
     remainders = sorted({t * dilation % stride for t in range(taps)})
     listed = tuple((t, remainders.index(t * dilation % stride), t * dilation // stride) for t in range(taps))
     return Axis(source, stride, tuple(r - low for r in remainders), (Part(count, 0, 1, listed),))
 
 
-def _gathering(size: int, source: int, low: int, stride: int, dilation: int, taps: int) -> Axis:
+def gathering_axis(size: int, source: int, low: int, stride: int, dilation: int, taps: int) -> Axis:
     """An axis of the input gradient: element i of the result and tap t read (i + low - t * dilation) / stride, where whole.
     The elements with i + low = stride * m + remainder form a part."""
     found = []
@@ -319,7 +319,7 @@ class _Emission:
                     "low < 0 ? 0 : low > size ? size : low, high < 0 ? 0 : high > size ? size : high, size"
                 )
                 first += f" + ({start}) * {last.step}"
-            lines.append(f"{name}({to}, from + {first}, {last.step}, {bounds});")
+            lines.append(f"{name}({to}, from + {first}, {last.step}, {bounds}, 0);")
             lines.append("}" * len(shape.axes))
         return [*lines, "}"]
 
@@ -686,21 +686,21 @@ class _NarrowWeightGradient(_WeightGradient):
 
 
 def strip_row(context: Context, element: str) -> str:
-    """The name of a function that writes a row of a strip: zeros, the source's elements from `low` to `high`, zeros up to
-    `end`. It may write up to 15 elements more, which later rows overwrite."""
+    """The name of a function that writes a row of a strip: the border's number, the source's elements from `low` to
+    `high`, the border's number up to `end`. It may write up to 15 elements more, which later rows overwrite."""
     name = f"strip_row_{element}"
-    text = f"""{STATIC} void {name}({element} *to, const {element} *from, int64_t step, int64_t low, int64_t high, int64_t end) {{
-const {element}x16 zero = broadcast_{element}(0);
+    even = "else if (step == 2) for (; i + 16 <= high; i += 16) store_f32(to + i, load_even_f32(from + 2 * i));"
+    text = f"""{STATIC} void {name}({element} *to, const {element} *from, int64_t step, int64_t low, int64_t high, int64_t end, {element} border) {{
+const {element}x16 zero = broadcast_{element}(border);
 int64_t i = 0;
 for (; i < low; i += 16) store_{element}(to + i, zero);
 i = low;
 if (step == 1) {{
 for (; i + 16 <= high; i += 16) store_{element}(to + i, load_{element}(from + i));
-if (i < high) {{ store_{element}(to + i, load_partial_{element}(from + i, (int)(high - i))); i += 16; }}
-}} else {{
-for (; i + 16 <= high; i += 16) store_{element}(to + i, load_strided_{element}(from + i * step, step));
+if (i < high) {{ store_{element}(to + i, load_partial_{element}(from + i, (int)(high - i))); i = high; }}
+}} {even if element == "f32" else ""}
+else for (; i + 16 <= high; i += 16) store_{element}(to + i, load_strided_{element}(from + i * step, step));
 for (; i < high; i++) to[i] = from[i * step];
-}}
 for (; i < end; i += 16) store_{element}(to + i, zero);
 }}
 """

@@ -14,6 +14,7 @@ from thalweg.codegen.c import (
     lanes,
     matvec,
     nests,
+    pooling,
     products,
     quantised,
     windows,
@@ -62,7 +63,7 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "winograd_filters": winograd.emit_winograd_filters,
     "winograd_products": winograd.emit_winograd_products,
     "winograd_weight_gradient": winograd.emit_winograd_weight_gradient,
-    "max_unpool": windows.emit_unwindow,
+    "max_unpool": pooling.emit_max_unpool,
     "sum_unpool": windows.emit_unwindow,
     "scatter": accumulation.emit_scatter,
     "cumulative_sum": accumulation.emit_cumulative_sum,
@@ -74,6 +75,7 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     **dict.fromkeys(attention.NAMES, attention.emit_attention),
     **REDUCTIONS,
     **WINDOWS,
+    "max_pool": pooling.emit_max_pool,
 }
 
 
@@ -87,6 +89,8 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
         return control.cond_workspace(kernel, target)
     if kernel.kind == "cached_attention":
         return caches.attention_workspace(kernel)
+    if kernel.kind in ("max_pool", "max_unpool"):
+        return pooling.pooling_workspace(kernel)
     if kernel.kind.startswith("winograd"):
         return winograd.winograd_workspace(kernel)
     if kernel.kind == "quantised_linear":

@@ -1138,6 +1138,40 @@ TW_INLINE void transpose_f32(f32x16 row[16]) {
 #endif
 }
 
+/* pointer[0], pointer[2], ..., pointer[30]; memory behind that is not touched. */
+#if TW_LANES_32 == 16
+#define TW_EVEN TW_SHUFFLE2(f32, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31)
+#define TW_ZIPPED_LOW TW_SHUFFLE2(f32, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define TW_ZIPPED_HIGH TW_SHUFFLE2(f32, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif TW_LANES_32 == 8
+#define TW_EVEN TW_SHUFFLE2(f32, a, b, 0, 2, 4, 6, 9, 11, 13, 15)
+#define TW_ZIPPED_LOW TW_SHUFFLE2(f32, a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define TW_ZIPPED_HIGH TW_SHUFFLE2(f32, a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define TW_EVEN TW_SHUFFLE2(f32, a, b, 0, 2, 5, 7)
+#define TW_ZIPPED_LOW TW_SHUFFLE2(f32, a, b, 0, 4, 1, 5)
+#define TW_ZIPPED_HIGH TW_SHUFFLE2(f32, a, b, 2, 6, 3, 7)
+#endif
+TW_INLINE f32x16 load_even_f32(const f32 *pointer) {
+    union { f32x16 whole; f32_part part[16 / TW_LANES_32]; } r;
+    _Pragma("GCC unroll 4") for (int i = 0; i < 16 / TW_LANES_32; i++) {
+        const f32_part a = *(const f32_memory *)(pointer + 2 * i * TW_LANES_32);
+        const f32_part b = *(const f32_memory *)(pointer + 2 * i * TW_LANES_32 + TW_LANES_32 - 1);
+        r.part[i] = TW_EVEN;
+    }
+    return r.whole;
+}
+
+/* x[0], y[0], x[1], y[1], ..., x[15], y[15] to memory. */
+TW_INLINE void store_zipped_f32(f32 *pointer, f32x16 x, f32x16 y) {
+    union { f32x16 whole; f32_part part[16 / TW_LANES_32]; } p = {x}, q = {y};
+    _Pragma("GCC unroll 4") for (int i = 0; i < 16 / TW_LANES_32; i++) {
+        const f32_part a = p.part[i], b = q.part[i];
+        *(f32_memory *)(pointer + 2 * i * TW_LANES_32) = TW_ZIPPED_LOW;
+        *(f32_memory *)(pointer + (2 * i + 1) * TW_LANES_32) = TW_ZIPPED_HIGH;
+    }
+}
+
 /* Lane i of the result: the sum of row[i], by the same tree as sum_f32. */
 TW_INLINE f32x16 sum_rows_f32(f32x16 row[16]) {
     transpose_f32(row);
