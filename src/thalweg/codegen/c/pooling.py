@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from thalweg.codegen.c.bindings import TILE_PARAMETERS, Context, KernelText
-from thalweg.codegen.c.convolutions import Axis, gathering_axis, strip_row, striding_axis
+from thalweg.codegen.c.strips import Axis, gathering_axis, striding_axis, strip_row
 from thalweg.codegen.c.windows import emit_unwindow, emit_window
 from thalweg.plan import LANES, Kernel
 
