@@ -9,7 +9,7 @@ it is a tap of, which halves the loads for each multiply-add.
 from __future__ import annotations
 
 from thalweg.codegen.c.bindings import STATIC, Context
-from thalweg.codegen.c.strips import Emission, Geometry, strip_row
+from thalweg.codegen.c.strips import Emission, Geometry
 from thalweg.codegen.c.tiles import balanced
 from thalweg.codegen.loops import LANE, variable
 from thalweg.plan import LANES
@@ -53,12 +53,17 @@ class DepthwiseCut:
     def strip(self) -> int:
         """Elements of a strip."""
         rows = (self.band - 1) * self.y.step + self.reach
-        return rows * len(self.x.phases) * self.pitch + LANES
+        return -(-rows * len(self.x.phases) * self.pitch // LANES) * LANES + LANES
 
     @property
     def elements(self) -> int:
         """Elements of scratch."""
-        return self.strip + SUMS * LANES
+        return self.strip + SUMS * LANES + self.line
+
+    @property
+    def line(self) -> int:
+        """Elements of a row of the source, with zeros behind it."""
+        return -(-self.x.source // LANES) * LANES + (self.x.step + 1) * LANES
 
 
 def _tile(context: Context, cut: DepthwiseCut, rows: int, vectors: int) -> str:
@@ -104,7 +109,8 @@ class Depthwise(Emission):
         x, y = cut.x, cut.y
         lines = [
             "(void)error;",
-            f"{element} *const strip = ({element} *){self.scratch}, *const sums = strip + {cut.strip};",
+            f"{element} *const strip = ({element} *){self.scratch}, *const sums = strip + {cut.strip}, *const line = sums + {SUMS * LANES};",
+            f"for (int64_t i = 0; i < {cut.elements}; i += 16) store_{element}(strip + i, broadcast_{element}(0));",
             f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
             f"const int64_t plane = item / {cut.bands}, band = item % {cut.bands}, image = plane / {shape.groups}, "
             f"group = plane % {shape.groups};",
@@ -112,18 +118,9 @@ class Depthwise(Emission):
             f"const int64_t count = band < {cut.tall_bands} ? {cut.band} : {cut.band - 1};",
             f"const {element} *const w = {self.other} + group * {shape.taps};",
             "(void)image;",
-            f"for (int64_t r = 0; r < (count - 1) * {y.step} + {cut.reach}; r++) {{",
-            f"const int64_t from = start * {y.step} + {cut.first} + r, in = from >= 0 && from < {y.source};",
+            *self._copy(cut),
         ]
-        name = strip_row(context, element)
-        for number, place in enumerate(x.phases):
-            low, high = x.inside(number)
-            lines.append(
-                f"{name}(strip + (r * {len(x.phases)} + {number}) * {cut.pitch}, {self.source} + (plane * {y.source} + from) * "
-                f"{x.source} + {place}, {x.step}, in ? {low} : 0, in ? {high} : 0, {cut.pitch - LANES}, 0);"
-            )
         lines += [
-            "}",
             f"for (int64_t r = 0, parts = (count + {cut.most - 1}) / {cut.most}, part = 0; part < parts; part++) {{",
             "const int64_t rows = (count - r) / (parts - part);",
             f"for (int64_t piece = 0; piece < {cut.pieces}; piece++) {{",
@@ -145,3 +142,57 @@ class Depthwise(Emission):
         }  # fmt: skip
         indices = (variable("image"), variable("group"), variable("p"), variable("j") + variable(LANE))
         return [*lines, *self.both("sum", indices, extents), "}", "}", "r += rows;", "}", "}"]
+
+    def _copy(self, cut: DepthwiseCut) -> list[str]:
+        """C that copies the rows of a band into the strip. The border, zero from the beginning, is left alone."""
+        element, x, y = self.shape.element, cut.x, cut.y
+        row = len(x.phases) * cut.pitch
+        lines = [
+            f"for (int64_t r = 0; r < (count - 1) * {y.step} + {cut.reach}; r++) {{",
+            f"const int64_t from = start * {y.step} + {cut.first} + r;",
+            f"{element} *const to = strip + r * {row};",
+            f"if (from < 0 || from >= {y.source}) {{",
+            *([f"for (int64_t i = 0; i < {row}; i += 16) store_{element}(to + i, broadcast_{element}(0));"] if cut.bands > 1 else []),
+            "continue; }",
+            f"const {element} *const source = {self.source} + (plane * {y.source} + from) * {x.source};",
+        ]
+        if element == "f32" and x.step == 2:
+            return [*lines, *self._even(cut), "}"]
+        apart = x.step > 1
+        low, high = (0, x.source) if apart else x.inside(0)
+        into = "line" if apart else f"to + {low}"
+        given = f"source + {0 if apart else low + x.phases[0]}"
+        lines += self._row(into, given, high - low)
+        for number, phase in enumerate(x.phases if apart else ()):
+            low, high = x.inside(number)
+            lines.append(
+                f"for (int64_t i = {low}; i < {high}; i += 16) store_{element}(to + {number * cut.pitch} + i, "
+                f"load_strided_{element}(line + {phase} + {x.step} * i, {x.step}));"
+            )
+        return [*lines, "}"]
+
+    def _row(self, to: str, source: str, count: int) -> list[str]:
+        """C that copies `count` neighbours; up to 15 zeros come behind them."""
+        element = self.shape.element
+        full, rest = count // LANES * LANES, count % LANES
+        lines = [f"for (int64_t i = 0; i < {full}; i += 16) store_{element}({to} + i, load_{element}({source} + i));"]
+        if rest:
+            lines.append(f"store_{element}({to} + {full}, load_partial_{element}({source} + {full}, {rest}));")
+        return lines
+
+    def _even(self, cut: DepthwiseCut) -> list[str]:
+        """C that copies every second element of a row; the last vector by way of the line, because it may end early."""
+        lines: list[str] = []
+        for number, phase in enumerate(cut.x.phases):
+            low, high = cut.x.inside(number)
+            full, to = (high - low) // LANES * LANES, f"to + {number * cut.pitch}"
+            lines.append(
+                f"for (int64_t i = {low}; i < {low + full}; i += 16) store_f32({to} + i, load_even_f32(source + {phase} + 2 * i));"
+            )
+            if low + full < high:
+                first = phase + 2 * (low + full)
+                count = 2 * (high - low - full) - 1
+                lines += self._row("line", f"source + {first}", count)
+                lines += [f"store_f32(line + {16 if count <= 16 else 32}, broadcast_f32(0));"]
+                lines.append(f"store_f32({to} + {low + full}, load_even_f32(line));")
+        return lines
