@@ -1,5 +1,5 @@
-"""Row-major max pooling and its gradient in vectors: the references' results on odd geometries, with NaN, infinities
-and ties, and the same bits everywhere."""
+"""Row-major max pooling and its gradient in vectors: the references' results on odd geometries, with NaN,
+infinities and ties, and the same bits everywhere."""
 
 from __future__ import annotations
 
