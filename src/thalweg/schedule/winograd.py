@@ -209,8 +209,8 @@ class WinogradWeightGradient(Op):
 TRANSFORM = 130  # of one tile of 16 channels
 DIRECT = 1.15  # a direct convolution, for each multiply-add
 CACHED = 300_000  # bytes of filters that stay in a core's own cache
-NEAR, FAR = 16, 6  # bytes per cycle from that cache, and from behind it
-BLOCK_BYTES = 640 << 10  # of transformed tiles that stay in that cache
+NEAR, FAR = 32, 12  # bytes per cycle from that cache, and from behind it
+BLOCK_BYTES = 768 << 10  # of transformed tiles and sums that stay in that cache
 SHARE = 4  # tasks that should have as much to do as each other
 GAIN = 0.9  # of the direct cost, up to which it is worth it
 
@@ -244,7 +244,7 @@ def cut(batch: int, rows: int, columns: int, channels: int, filters: int) -> Cut
         transforms = tiles * TRANSFORM * (chunks * -(-channels // LANES) + -(-filters // LANES))
         near = 4 * POINTS * tiles * (channels + width) <= BLOCK_BYTES
         again = 0 if near else count * 4 * POINTS * tiles * channels
-        reads = (nbytes / speed + again / FAR) / 2
+        reads = nbytes / speed / 2 + again / FAR * 2  # a stream comes in time, scattered rows do not
         items = blocks * chunks
         idle = -(-items // SHARE) * SHARE / items
         found.append(Cut(images, high, chunks, blocks, blocks * (products + transforms + reads) * idle))
@@ -259,7 +259,7 @@ def _pays(batch: int, out: Sequence[int], channels: int, filters: int, fixed: bo
     rows, columns = (-(-size // TILE) for size in out)
     own = cut(batch, rows, columns, channels, filters).cost
     if not fixed:
-        own += 2 * 4 * POINTS * channels * filters / FAR
+        own += 4 * 4 * POINTS * channels * filters / FAR
     return own < GAIN * direct
 
 
