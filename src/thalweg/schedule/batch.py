@@ -8,10 +8,12 @@ lane, so whether that pays is decided here from shapes alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from thalweg.graph import Graph, Kind, Node, Value
 from thalweg.ops.axes import AxisClasses
 from thalweg.plan import LANES, Target
+from thalweg.schedule.winograd import winograd_cost
 
 MOST_PADDING = 2.0  # lanes computed per sample used, at most: a batch of 8 and more
 LIVE_LIMIT = 4  # activations of one block of 16 samples may take this many times a core's cache
@@ -113,4 +115,48 @@ def _pays(batch: Batch, graph: Graph, target: Target) -> bool:
         ),
         default=0,
     )
-    return largest <= LIVE_LIMIT * target.cache_bytes
+    if largest > LIVE_LIMIT * target.cache_bytes:
+        return False
+    convolutions = [node for node in contractions if node.op.name.startswith("convolution")]
+    return not convolutions or not _rows_cost_less(batch, graph, contractions, target)
+
+
+# What a multiply-add of one vector costs, measured; the unit is that of winograd.py.
+ON_LANES, ON_ROWS, FEW_FILTERS, DEPTHWISE = 1.15, 1.25, 2.5, 3.0
+FEWEST = 8  # filters of a group that fill a row-major tile
+PACKING = 0.8  # of an element between a row-major value and blocks of the batch
+PASSING = 0.4  # of an element that goes to memory and comes back, where the samples do not fit the cache
+ROWS_GAIN = 0.75  # share of the cost on lanes up to which row-major kernels are taken
+
+
+def _rows_cost_less(batch: Batch, graph: Graph, contractions: list[Node], target: Target) -> bool:
+    """Are row-major kernels much faster than blocks of the batch? So it is for many channels (Winograd's
+    algorithm needs whole images), for lanes without samples, and where packing costs more than convolving."""
+    padding = -(-batch.extent // LANES) * LANES / batch.extent
+    fixed = {id(entry.before) for entry in graph.state if entry.after is None}
+    lanes = rows = 0.0
+    known = len(contractions) == 1  # that one side is much better than the other
+    for node in contractions:
+        dense = node.op.operations([v.type for v in node.inputs], [v.type for v in node.outputs]) / 2 / LANES
+        lanes += dense * ON_LANES * padding
+        found = winograd_cost(node, fixed) if target.winograd else None
+        rows += dense * _on_rows(node) if found is None else found
+        known = known or found is not None
+    outside = [v for v in (*graph.inputs, *graph.results) if id(v) in batch.axis]
+    lanes += PACKING * padding * sum(v.size for v in outside)
+    inside = [v for node in contractions for v in node.outputs if id(v) in batch.axis]
+    if sum(v.type.nbytes for v in inside) > target.cache_bytes:
+        rows += PASSING * sum(v.size for v in inside)
+    return known and rows < ROWS_GAIN * lanes
+
+
+def _on_rows(node: Node) -> float:
+    """The cost of a multiply-add in a row-major kernel."""
+    op: Any = node.op
+    if op.name == "matmul":
+        return ON_LANES
+    weight = node.outputs[0] if op.name == "convolution_weight_gradient" else node.inputs[1]
+    filters = weight.shape[0] // op.groups
+    if filters == weight.shape[1] == 1:
+        return DEPTHWISE
+    return ON_ROWS if min(filters, weight.shape[1] * 4) >= FEWEST else FEW_FILTERS

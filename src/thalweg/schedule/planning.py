@@ -24,12 +24,14 @@ MOST_TILES = 64
 
 def schedule(graph: Graph, target: Target) -> Plan:
     """The plan of a legalised graph. Everything in it follows from shapes and the target."""
-    if target.winograd and find_batch(graph, target) is None:
+    batch = find_batch(graph, target)
+    if target.winograd and batch is None:
         graph = use_winograd(graph)
     graph = separate_results(graph)
     fusion = Fusion(graph, target.support)
     kernels = fusion.kernels()
-    batch = find_batch(graph, target)
+    if batch is not None:
+        batch = find_batch(graph, target)  # of the graph as it is now
     kernels = assign_roles(kernels, batch, target, fusion.alias)
     kept, others = split_kept(kernels, graph)
     phases = make_phases(kept, assign_levels(kept, graph), None, target)

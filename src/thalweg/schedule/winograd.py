@@ -251,16 +251,17 @@ def cut(batch: int, rows: int, columns: int, channels: int, filters: int) -> Cut
     return min(found, key=lambda c: c.cost)
 
 
-def _pays(batch: int, out: Sequence[int], channels: int, filters: int, fixed: bool) -> bool:
-    """Is Winograd's convolution faster than the direct one? `fixed`: filters are transformed once."""
+def _cost(batch: int, out: Sequence[int], channels: int, filters: int, fixed: bool) -> float | None:
+    """The cost where Winograd's convolution is faster than the direct one. `fixed`: filters are transformed
+    once."""
     if min(channels, filters) < LANES or not min(batch, *out):
-        return False
+        return None
     direct = DIRECT * batch * math.prod(out) * filters * channels * 9 / LANES
     rows, columns = (-(-size // TILE) for size in out)
     own = cut(batch, rows, columns, channels, filters).cost
     if not fixed:
         own += 4 * 4 * POINTS * channels * filters / FAR
-    return own < GAIN * direct
+    return own if own < GAIN * direct else None
 
 
 # ---- the rewrite -------------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ def slots(batch: int, channels: int, filters: int) -> int:
 def use_winograd(graph: Graph) -> Graph:
     """The graph with Winograd's convolutions where they pay; the same graph where they pay nowhere."""
     fixed = {id(entry.before) for entry in graph.state if entry.after is None}
-    chosen = {id(node) for node in graph.nodes if _eligible(node, fixed)}
+    chosen = {id(node) for node in graph.nodes if winograd_cost(node, fixed) is not None}
     if not chosen:
         return graph
 
@@ -303,24 +304,26 @@ def _replaced(node: Node, inputs: tuple[Value, ...]) -> Value:
     return apply(WinogradConvolution(filters, padding), first, transformed)  # type: ignore[no-any-return]
 
 
-def _eligible(node: Node, fixed: set[int]) -> bool:
-    """Is the node a convolution that Winograd's computes faster?"""
+def winograd_cost(node: Node, fixed: set[int]) -> float | None:
+    """What a convolution costs by Winograd's algorithm, or None where it is not one that gets faster.
+    `fixed`: ids of the values that no call changes."""
     op: Any = node.op
     if not op.name.startswith("convolution") or op.groups != 1:
-        return False
+        return None
     first, second = node.inputs
     if first.ndim != 4 or first.dtype.short != "f32" or {*op.strides, *op.dilation} != {1}:
-        return False
+        return None
     if op.name == "convolution_weight_gradient":
         if op.kernel != (3, 3):
-            return False
-        return _pays(first.shape[0], second.shape[2:], first.shape[1], second.shape[1], False)
+            return None
+        return _cost(first.shape[0], second.shape[2:], first.shape[1], second.shape[1], False)
     if second.shape[2:] != (3, 3):
-        return False
+        return None
+    known = id(second) in fixed
     if op.name == "convolution":
         filters, channels = second.shape[:2]
-        return _pays(first.shape[0], node.outputs[0].shape[2:], channels, filters, id(second) in fixed)
+        return _cost(first.shape[0], node.outputs[0].shape[2:], channels, filters, known)
     if any(max(pair) > 2 for pair in op.padding):
-        return False
+        return None
     channels, filters = second.shape[:2]
-    return _pays(first.shape[0], node.outputs[0].shape[2:], channels, filters, id(second) in fixed)
+    return _cost(first.shape[0], node.outputs[0].shape[2:], channels, filters, known)
