@@ -19,7 +19,7 @@ ROWS = [
     {"codegen"},
     {"runtime"},
     {"tensor"},
-    {"io"},
+    {"io", "debug"},
     {"nn", "optim"},
     {"data", "train", "viz"},
     {"models"},

@@ -35,7 +35,7 @@ from thalweg.version import __version__
 graph.bind("draw", lambda drawn, path: importlib.import_module("thalweg.viz").draw(drawn, path))
 
 _LATE = {"quantize": "nn.quantised"}  # functions of parts that are not imported yet
-_PARTS = ("nn", "optim", "data", "io", "train", "viz", "models", "graph", "plan", "config")
+_PARTS = ("debug", "nn", "optim", "data", "io", "train", "viz", "models", "graph", "plan", "config")
 
 __all__ = [
     *ops.__all__,

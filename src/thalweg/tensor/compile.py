@@ -347,11 +347,16 @@ class Compiled(Traceable):
         from thalweg.runtime.profile import profile
         from thalweg.runtime.program import NativeProgram
 
+        program, inputs = self.prepared(*args, **kwargs)
+        if not isinstance(program, NativeProgram):
+            raise UnsupportedError(f'{self.name} runs on the NumPy backend; profile compile(backend="c")')
+        return profile(program, inputs, calls)
+
+    def prepared(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Array]]:
+        """The program for these arguments, not run, and the arrays that a call would give it."""
         key = _key(args, kwargs)
         entry = self._entry(args, kwargs, key, run=True)
-        if not isinstance(entry.program, NativeProgram):
-            raise UnsupportedError(f'{self.name} runs on the NumPy backend; profile compile(backend="c")')
-        return profile(entry.program, key.arrays + entry.captured_arrays, calls)
+        return entry.program, key.arrays + entry.captured_arrays
 
     def _inspected(self, args: Sequence[Any], kwargs: dict[str, Any], run: bool) -> Entry:
         return self._entry(args, kwargs, _key(args, kwargs), run)
@@ -470,7 +475,7 @@ class BoundCompiled(Traceable):
         found = getattr(self.compiled, name)
         return (
             functools.partial(found, self.instance)
-            if name in ("graph", "plan", "source", "program")
+            if name in ("graph", "plan", "source", "program", "prepared")
             else found
         )
 
