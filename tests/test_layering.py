@@ -20,6 +20,7 @@ ROWS = [
     {"runtime"},
     {"tensor"},
     {"io", "debug"},
+    {"fuzz"},
     {"nn", "optim"},
     {"data", "train", "viz"},
     {"models"},

@@ -4,7 +4,7 @@ any number of threads. A group of programs is built as one library."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ import pytest
 
 import thalweg as tw
 import thalweg.ops as ops
-from helpers.random_programs import RandomProgram, build_together, problem
 from thalweg import types
 from thalweg.autodiff import vjp
 from thalweg.errors import IndexRangeError
-from thalweg.graph import Graph, State, Value, trace_graph
+from thalweg.fuzz.programs import RandomProgram
+from thalweg.fuzz.running import Program, build_together, problem
+from thalweg.graph import State, Value, trace_graph
 from thalweg.ops.core import operand
 from thalweg.ops.pooling import max_pool
 from thalweg.runtime.program import make_plan
@@ -34,15 +35,6 @@ def test_random_programs_agree_with_the_interpreter(start: int, needs_compiler: 
         if (wrong := problem(program, native)) is not None
     ]
     assert not found, "\n".join(found)
-
-
-@dataclass
-class Program:
-    """A program written by hand, for `problem`."""
-
-    graph: Graph
-    arrays: list[np.ndarray[Any, Any]]
-    holders: list[Any]
 
 
 def program(build: Callable[..., Any], *arrays: Any, state: Sequence[Any] = ()) -> Program:

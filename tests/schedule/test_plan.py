@@ -13,9 +13,9 @@ import pytest
 
 import thalweg as tw
 import thalweg.ops as ops
-from helpers.random_programs import RandomProgram
 from thalweg import nn, optim, types
 from thalweg.errors import GraphError
+from thalweg.fuzz.programs import RandomProgram
 from thalweg.graph import Graph, Kind, State, Value, trace_graph
 from thalweg.models.lenet import LeNet
 from thalweg.plan import Buffer, Kernel, Phase, Plan, Scope, check

@@ -136,6 +136,7 @@ def _parser() -> _Parser:
     verify.add_argument("--text", metavar="FILE", help="the text, where it is not where it was")
     _running(verify)
     _inspection(command)
+    _fuzz(command("fuzz", "fuzzing", "compile random programs and compare them with the NumPy references"))
     return parser
 
 
@@ -218,6 +219,16 @@ def _train_text(group: Any) -> None:
     add("--weight-decay", type=_decay, help="of AdamW (default: 0.1)")
     add("--evaluate-every", type=_at_least_one, metavar="STEPS", help="default: 250")
     add("--sample", type=_not_negative, metavar="TOKENS", help="written at each evaluation (default: 200)")
+
+
+def _fuzz(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("--minutes", type=_positive, default=1.0, help="how long (default: 1)")
+    add("--count", type=_at_least_one, help="how many programs, instead of --minutes")
+    add("--seed", type=_seed, default=0, help="of the first program (default: 0)")
+    add("--sanitize", action="store_true", help="under AddressSanitizer and UndefinedBehaviorSanitizer (GCC)")
+    add("--out", default="fuzz", metavar="DIR", help="where failing programs are kept (default: ./fuzz)")
+    add("--replay", metavar="FILE", help="run a program that was kept, instead")
 
 
 def _data(parser: Any, default: str) -> None:

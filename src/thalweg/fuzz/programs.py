@@ -1,26 +1,23 @@
-"""Random programs: seeded graphs with a batch axis, state and gradients, and how far results may differ.
+"""Random programs: seeded graphs with a batch axis, state and gradients.
 
-`RandomProgram(seed)` has `graph`, `arrays` for its inputs and `holders` of its state. `build_together` makes
-one library of many of them. `problem` runs one and says what is wrong with its results.
+In: a seed. Out: `RandomProgram(seed)` with `graph`, `arrays` for its inputs and `holders` of its state.
+Called by the fuzzer and by the tests of passes, schedules and kernels.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-import thalweg as tw
 import thalweg.ops as ops
 from thalweg import types
 from thalweg.autodiff import vjp
-from thalweg.codegen.c import build
-from thalweg.codegen.c.program import ENTRY, Part, Source, _entry, _Writer, headers
 from thalweg.errors import ArgumentError, DTypeError, ShapeError, UnsupportedError
 from thalweg.graph import Graph, State, Value
 from thalweg.graph.build import Builder, remove_dead, using
-from thalweg.interpret import interpret
 from thalweg.ops.accumulation import cumulative_sum, scatter
 from thalweg.ops.contraction import conv, conv_transpose
 from thalweg.ops.control import cond, scan
@@ -30,9 +27,8 @@ from thalweg.ops.losses import cross_entropy
 from thalweg.ops.normalization import batch_norm, layer_norm
 from thalweg.ops.pooling import average_pool, max_pool
 from thalweg.ops.random import uniform
-from thalweg.passes.pipeline import prepare
-from thalweg.rounding import DISTURBANCES, disturbed, is_coarse, mismatch
-from thalweg.runtime import program as programs
+from thalweg.ops.samples import Sample, all_samples
+from thalweg.tensor import Buffer
 from thalweg.types import Type
 
 Array = np.ndarray[Any, Any]
@@ -44,11 +40,22 @@ CLASSES = 7
 REFUSED = (ShapeError, DTypeError, ArgumentError, UnsupportedError)
 
 
+@functools.cache
+def _samples() -> list[Sample]:
+    """Samples of all ops that are small and raise nothing."""
+    return [
+        sample
+        for _, _, sample in all_samples()
+        if sample.inputs and all(array.size <= MOST_ELEMENTS // 10 for array in sample.inputs)
+    ]
+
+
 class RandomProgram:
     """A graph of up to about 25 ops over inputs of one batch extent, with holders that it updates."""
 
-    def __init__(self, seed: int, dtype: str | None = None) -> None:
+    def __init__(self, seed: int, dtype: str | None = None, samples: bool = False) -> None:
         self.seed = seed
+        self.samples = samples  # whether ops come from the samples of the registry too
         self.generator = np.random.Generator(np.random.PCG64(seed))
         self.batch = int(self.pick([1, 2, 3, 5, 8, 12, 15, 16, 17, 20, 31, 32, 33, 40, 600]))
         if self.chance(0.03):
@@ -113,6 +120,7 @@ class RandomProgram:
             self._holder((3,), "uint32")
 
     def _values(self, shape: tuple[int, ...], dtype: str, labels: bool = False) -> Array:
+        found: Any
         if labels:
             found = self.generator.integers(0, CLASSES, shape)
         elif dtype == "bool":
@@ -133,7 +141,7 @@ class RandomProgram:
     def _holder(self, shape: tuple[int, ...], dtype: str) -> Value:
         value = Value(Type(types.dtype(dtype), shape))
         self.before.append(value)
-        self.holders.append(tw.Buffer(self._values(shape, dtype), name=f"state{len(self.holders)}"))
+        self.holders.append(Buffer(self._values(shape, dtype), name=f"state{len(self.holders)}"))
         return value
 
     # ---- nodes ----
@@ -158,6 +166,8 @@ class RandomProgram:
         ]
         if self.chance(0.3):
             families.append(self._control)
+        if self.samples:
+            families += [self._sample] * 4
         for _ in range(int(self.generator.integers(4, 22))):
             recent = self.pool[-5:] if self.chance(0.6) else self.pool
             try:
@@ -170,7 +180,7 @@ class RandomProgram:
     def floating(self, x: Value) -> Value:
         return x if x.dtype.is_floating else cast(x, self.dtype)
 
-    def _unary(self, x: Value, y: Value) -> Value:
+    def _unary(self, x: Value, y: Value) -> Any:
         x = self.floating(x)
         choices: list[Callable[[Value], Value]] = [
             lambda v: ops.exp(ops.minimum(v, 3.0)),
@@ -190,7 +200,7 @@ class RandomProgram:
         ]
         return self.pick(choices)(x)
 
-    def _binary(self, x: Value, y: Value) -> Value | None:
+    def _binary(self, x: Value, y: Value) -> Any:
         x, y = self.floating(x), self.floating(y)
         if x.dtype is not y.dtype:
             y = cast(y, x.dtype)
@@ -209,7 +219,7 @@ class RandomProgram:
         ]
         return self.pick(choices)(x, y)
 
-    def _logic(self, x: Value, y: Value) -> Value | None:
+    def _logic(self, x: Value, y: Value) -> Any:
         """Integers, masks and casts."""
         if x.dtype.is_floating:
             choices: list[Callable[[Value], Value]] = [
@@ -237,7 +247,7 @@ class RandomProgram:
         ]
         return self.pick(choices)(x)
 
-    def _movement(self, x: Value, y: Value) -> Value | None:
+    def _movement(self, x: Value, y: Value) -> Any:
         order = tuple(int(axis) for axis in self.generator.permutation(x.ndim))
         axis = int(self.generator.integers(x.ndim)) if x.ndim else 0
         choices: list[Callable[[Value], Value]] = [
@@ -259,7 +269,7 @@ class RandomProgram:
         ]
         return self.pick(choices)(x)
 
-    def _reduction(self, x: Value, y: Value) -> Value | None:
+    def _reduction(self, x: Value, y: Value) -> Any:
         if x.ndim == 0:
             return None
         axis: Any = 0 if self.chance(0.5) else int(self.generator.integers(x.ndim))
@@ -274,7 +284,7 @@ class RandomProgram:
             return self.pick([ops.argmax, ops.argmin])(x, axis=axis)
         return getattr(ops, self.pick(names))(x, axis=axis, keepdims=keep)
 
-    def _contraction(self, x: Value, y: Value) -> Value | None:
+    def _contraction(self, x: Value, y: Value) -> Any:
         x = self.floating(x)
         if x.ndim == 4:
             weights = [v for v in self.before if v.ndim == 4]
@@ -291,7 +301,7 @@ class RandomProgram:
                 ]
             )(x)
         partners = [v for v in self.pool if v.dtype is x.dtype and v.ndim >= 1 and v.ndim <= 3]
-        self.generator.shuffle(partners)  # type: ignore[arg-type]
+        self.generator.shuffle(partners)
         for partner in partners:
             for left, right in ((x, partner), (ops.swapaxes(x, -1, -2) if x.ndim > 1 else x, partner)):
                 if (
@@ -305,7 +315,7 @@ class RandomProgram:
                         continue
         return None
 
-    def _composite(self, x: Value, y: Value) -> Value | None:
+    def _composite(self, x: Value, y: Value) -> Any:
         x = self.floating(x)
         if x.ndim == 0:
             return None
@@ -324,7 +334,7 @@ class RandomProgram:
             choices.append(lambda v: v * uniform(state, v.shape, dtype=v.dtype))
         return self.pick(choices)(x)
 
-    def _indexing(self, x: Value, y: Value) -> Value | None:
+    def _indexing(self, x: Value, y: Value) -> Any:
         labels = self.labels
         choices: list[Callable[[Value], Value | None]] = [
             lambda v: gather(v, labels % v.shape[0]) if v.ndim and v.shape[0] else None,
@@ -352,7 +362,7 @@ class RandomProgram:
         ]
         return self.pick(choices)(x)
 
-    def _control(self, x: Value, y: Value) -> Value | None:
+    def _control(self, x: Value, y: Value) -> Any:
         """A loop over the first axis, or a choice between two branches."""
         x = self.floating(x)
         if self.chance(0.3):
@@ -390,6 +400,17 @@ class RandomProgram:
         carries, stacked = scan(body, [start], [x], reverse=self.chance(0.3))
         return self.pick([carries[0], stacked[0]])
 
+    def _sample(self, x: Value, y: Value) -> Value | None:
+        """An op of the registry on the arrays of one of its samples, as further inputs."""
+        sample: Sample = self.pick(_samples())
+        operands = []
+        for array in sample.inputs:
+            operands.append(self._input(array.shape, str(types.dtype(array.dtype))))
+            self.arrays[-1] = np.ascontiguousarray(array).reshape(array.shape)
+        results = [value for value in sample.build(*operands) if isinstance(value, Value)]
+        self.pool.extend(results[1:])
+        return results[0] if results else None
+
     # ---- results ----
 
     def _results(self) -> None:
@@ -414,7 +435,7 @@ class RandomProgram:
             wanted.append(self.pick(self.before))
         self.outputs = tuple(wanted)
 
-    def _update(self, p: Value, gradients: dict[int, Value]) -> Value | None:
+    def _update(self, p: Value, gradients: dict[int, Value]) -> Any:
         if p.dtype.short == "u32":
             return p + operand(1, p.dtype)
         gradient = gradients.get(id(p))
@@ -453,55 +474,3 @@ class RandomProgram:
             first, second = self.before[i], self.before[j]
             self.after[i] = first * 0.5 + second * 0.5
             self.after[j] = second + self.after[i] if how == "cross" else self.after[i]
-
-
-def problem(
-    program: RandomProgram, native: programs.NativeProgram, threads: Sequence[int] = (1, 2, 3, 7)
-) -> str | None:
-    """Run a program with each number of threads: what differs from the reference or between runs, or None."""
-    state = [holder.data.copy() for holder in program.holders]
-    expected = interpret(program.graph, program.arrays, state)
-    written_out = prepare(program.graph, lambda node: False)
-    others = [disturbed(written_out, program.arrays, state, seed) for seed in range(DISTURBANCES)]
-    coarse = is_coarse(written_out.nodes)
-    first: list[Array] = []
-    for count in threads:
-        native.threads = count
-        for holder, array in zip(program.holders, state, strict=True):
-            holder.replace(array)
-        results = native([array.copy() for array in program.arrays])
-        for entry, array in zip(program.graph.state, state, strict=True):
-            if entry.after is not None:
-                results.append(entry.holder.data.copy())
-            elif entry.holder.data.tobytes() != array.tobytes():
-                return f"{entry.holder.name} has changed"
-        first = first or results
-        for number, (one, other) in enumerate(zip(results, first, strict=True)):
-            if one.tobytes() != other.tobytes():
-                return f"result {number} has other bits with {count} threads"
-    for number, (found, reference, *moved) in enumerate(zip(first, expected, *others, strict=True)):
-        wrong = mismatch(found, reference, moved, coarse)
-        if wrong is not None:
-            return f"result {number}, {reference.dtype}{reference.shape}: {wrong}"
-    return None
-
-
-# ---- many programs in one library ----
-
-
-def build_together(graphs: Sequence[Graph]) -> list[programs.NativeProgram]:
-    """The programs of several graphs, from one call of the C compiler."""
-    writer = _Writer()
-    plans = [programs.make_plan(graph) for graph in graphs]
-    entries = []
-    for number, plan in enumerate(plans):
-        entries.append(Part(_entry(plan, writer.phases(plan)).replace(ENTRY, f"{ENTRY}_{number}"), set()))
-    units = Source([*writer.parts, *entries], writer.failures).units(2)
-    library = build.library(units, "native", headers())
-    found = []
-    for number, (graph, plan) in enumerate(zip(graphs, plans, strict=True)):
-        program = programs.NativeProgram.__new__(programs.NativeProgram)
-        program.graph, program.plan, program.threads, program.unchecked = graph, plan, 1, False
-        program.attach(library, f"{ENTRY}_{number}", writer.failures)
-        found.append(program)
-    return found
