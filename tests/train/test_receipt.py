@@ -257,3 +257,32 @@ def test_on_the_command_line(tmp_path: Path, capsys: Any, monkeypatch: pytest.Mo
     Path("other.json").write_text(json.dumps(parts))
     assert main(["verify", "other.json", "--backend", "numpy"]) == 1
     assert "error: the state after step 0 has the hash" in capsys.readouterr().err
+
+
+def test_text_models_on_the_command_line(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is repeated from a checkpoint in its middle, and with the text in another place."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("the line a river follows down the bottom of its valley " * 9)
+    sizes = ["--layers", "1", "--width", "6", "--context", "8", "--batch-size", "3", "--sample", "0"]
+    words = ["--text", "a.txt", *sizes, "--steps", "6", "--evaluate-every", "3", "--backend", "numpy"]
+    write = train.save_checkpoint
+
+    def copying(path: Any, *parts: Any, **options: Any) -> None:
+        write(path, *parts, **options)
+        Path(f"{len(options['history'].losses)}.safetensors").write_bytes(Path(path).read_bytes())
+
+    monkeypatch.setattr("thalweg.train.loop.save_checkpoint", copying)
+    options = ["--receipt", "r.json", "--checkpoint-every", "2", "--out", "run"]
+    assert main(["train", "lstm", *words, *options]) == 0
+    monkeypatch.setattr("thalweg.train.loop.save_checkpoint", write)
+    capsys.readouterr()
+    assert main(["verify", "r.json", "--backend", "numpy"]) == 0
+    assert "the same bits: 6 losses, 5 states" in capsys.readouterr().out
+    Path("a.txt").rename("b.txt")
+    assert main(["verify", "r.json", "--from", "4.safetensors", "--text", "b.txt", "--backend", "numpy"]) == 0
+    assert "the same bits: 2 losses, 2 states" in capsys.readouterr().out
+    Path("b.txt").write_text(Path("b.txt").read_text().replace("river", "rover", 1))
+    assert main(["verify", "r.json", "--text", "b.txt", "--backend", "numpy"]) == 1
+    assert "the training data are not those of the receipt" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.cli import runs
-from thalweg.cli.arguments import parse
+from thalweg.cli.arguments import IMAGE_OPTIONS, TEXT_MODELS, TEXT_OPTIONS, parse
 from thalweg.cli.training import train
 from thalweg.errors import DataError, ReplayError
 from thalweg.train import Receipt, Replay
@@ -69,8 +69,9 @@ def _options(receipt: Receipt, given: argparse.Namespace, out: str) -> argparse.
             "trained; repeat the run in Python with train.fit(..., witness=train.Replay(path))"
         )
     training = parse(["train", settings["model"], "--out", out])
+    foreign = IMAGE_OPTIONS if settings["model"] in TEXT_MODELS else TEXT_OPTIONS
     for name, value in settings.items():
-        if hasattr(training, name):
+        if hasattr(training, name) and name not in foreign:
             setattr(training, name, value)
     for name in ("threads", "backend", "data_dir", "text", "resume"):
         if getattr(given, name) is not None:
