@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from thalweg.codegen.c import build
-from thalweg.codegen.c.program import ENTRY, Part, Source, _entry, _Writer, headers
+from thalweg.codegen.c.program import ENTRY, Kernels, Part, Source, _entry, headers
 from thalweg.graph import Graph
 from thalweg.interpret import interpret
 from thalweg.passes.pipeline import prepare
@@ -82,7 +82,7 @@ def problem(
 
 def build_together(graphs: Sequence[Graph]) -> list[programs.NativeProgram]:
     """The programs of several graphs, from one call of the C compiler."""
-    writer = _Writer()
+    writer = Kernels()
     plans = [programs.make_plan(graph) for graph in graphs]
     entries = []
     for number, plan in enumerate(plans):
