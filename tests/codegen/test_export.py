@@ -380,6 +380,27 @@ def test_networks_train_with_the_bits_of_python(network: str, tmp_path: Path, ne
     assert scalar == expected
 
 
+def test_weights_of_eight_bits_predict_with_the_bits_of_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], needs_compiler: None
+) -> None:
+    tw.manual_seed(3)
+    model = tw.quantize(nn.Sequential(nn.Linear(70, 33), nn.ReLU(), nn.Linear(33, 5)), "int8")
+    predict = tw.compile(lambda x: model(x), backend="c")
+    x = np.random.default_rng(0).standard_normal((3, 70), np.float32)
+    exported = predict.export_c(tmp_path, x)
+    (tmp_path / "x").write_bytes(x.tobytes())
+    for flags in (VECTOR, QUICK):
+        program = build(tmp_path, flags)
+        run(program, exported.functions[0].name, "x", "--output", "y", directory=tmp_path)
+        np.testing.assert_array_equal(
+            np.fromfile(tmp_path / "y", np.float32).reshape(3, 5), predict(x).numpy()
+        )
+    assert main(["export", "lenet", "--quantize", "int8", "-o", str(tmp_path / "lenet")]) == 1
+    assert "--quantize int8 is for --inference" in capsys.readouterr().err
+    assert main(["export", "lenet", "--inference", "--quantize", "int8", "-o", str(tmp_path / "lenet")]) == 0
+    assert "state 7" in capsys.readouterr().out  # kilobytes; 247 in float32
+
+
 # ---- what an export is -------------------------------------------------------------------------------------
 
 

@@ -337,6 +337,7 @@ def _export(parser: _Parser) -> None:
         metavar="SIZE",
         help="such as 256KB: the largest batch, then the most of the last layers, that fit (implies --embed)",
     )
+    add("--quantize", choices=("int8", "int4"), help="linear layers of 8 or 4 bits, with --inference")
     add("--embed", action="store_true", help="weights as a C array, read-only where nothing updates them")
     add("-o", "--output", metavar="DIR", required=True, help="directory for the files")
 

@@ -16,12 +16,20 @@ from thalweg.cli.sources import STATISTICS
 from thalweg.errors import DataError
 from thalweg.nn import functional
 from thalweg.nn.module import Module
+from thalweg.nn.quantised import quantize
 from thalweg.tensor import compile, manual_seed, spec
 
 
 def export(options: argparse.Namespace) -> int:
     """The command: files in a directory, and what they hold."""
     model, data, said = _weights(options)
+    if options.quantize is not None:
+        if not options.inference:
+            raise DataError(
+                f"--quantize {options.quantize} is for --inference; training needs float32 weights"
+            )
+        quantize(model, options.quantize)
+        said += f", linear layers in {options.quantize}"
     directory = runs.usable(Path(options.output))
     choice, made = _chosen(model, data, options, directory)
     print(f"weights: {said}")
