@@ -28,7 +28,7 @@ VECTOR = ["-std=gnu99", "-O1", "-march=native" if IS_X86 else "-mcpu=native", "-
 SCALAR = ["-std=c99", "-pedantic", "-O1", *(["-march=x86-64", "-mno-fma"] if IS_X86 else [])]
 BUILDS = {"vector": VECTOR, "scalar": SCALAR}
 QUICK = [*SCALAR, "-O0"]  # to compile
-SANITIZED = [*QUICK, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZED = [*QUICK, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def tool(*names: str) -> str:
