@@ -51,6 +51,7 @@ ARCHITECTURES = {
     "GPT2LMHeadModel": ("gpt", "GPT2LMHeadModel"),
     "LlamaModel": ("gpt", "LlamaModel"),
     "LlamaForCausalLM": ("gpt", "LlamaForCausalLM"),
+    "ResNetForImageClassification": ("resnet_pretrained", "ResNetForImageClassification"),
     "ViTModel": ("vit", "ViTModel"),
     "ViTForImageClassification": ("vit", "ViTForImageClassification"),
 }
