@@ -36,7 +36,9 @@ from thalweg.models.gpt import (
     LlamaModel,
 )
 from thalweg.models.pretrained import ARCHITECTURES
+from thalweg.models.resnet_pretrained import ResNetConfig, ResNetForImageClassification
 from thalweg.models.t5 import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Model
+from thalweg.models.vit import ViTConfig, ViTForImageClassification, ViTModel
 
 BERT = BertConfig(13, 6, 2, 2, 5, max_position_embeddings=7)
 DISTILBERT = DistilBertConfig(13, 6, 2, 2, 5, max_position_embeddings=7)
@@ -51,6 +53,13 @@ MODELS: list[tuple[Any, Any]] = [
     *((kind, GPT2) for kind in (GPT2Model, GPT2LMHeadModel)),
     *((kind, LLAMA) for kind in (LlamaModel, LlamaForCausalLM)),
     *((kind, T5) for kind in (T5Model, T5EncoderModel, T5ForConditionalGeneration)),
+]
+IMAGE_MODELS: list[tuple[Any, Any]] = [
+    *(
+        (kind, ViTConfig(6, 2, 2, 5, image_size=8, patch_size=4))
+        for kind in (ViTModel, ViTForImageClassification)
+    ),
+    (ResNetForImageClassification, ResNetConfig(3, 4, (4, 8), (1, 1), "basic")),
 ]
 IDS = np.array([[1, 5, 12], [0, 3, 3]])
 
@@ -82,7 +91,9 @@ def same(first: Any, second: Any) -> bool:
     return list(one) == list(two) and all(np.array_equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize(("kind", "config"), MODELS, ids=[kind.__name__ for kind, _ in MODELS])
+@pytest.mark.parametrize(
+    ("kind", "config"), MODELS + IMAGE_MODELS, ids=[kind.__name__ for kind, _ in MODELS + IMAGE_MODELS]
+)
 def test_what_is_saved_is_loaded(kind: Any, config: Any, tmp_path: Path) -> None:
     model = saved(kind, config, tmp_path / "a")
     again = models.from_pretrained(tmp_path / "a")
@@ -93,11 +104,12 @@ def test_what_is_saved_is_loaded(kind: Any, config: Any, tmp_path: Path) -> None
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     count = sum(array.size for array in arrays_of(tmp_path / "a").values())
-    assert count == sum(parameter.size for parameter in model.parameters())
+    statistics = model.buffers() if kind is ResNetForImageClassification else ()
+    assert count == sum(holder.size for holder in (*model.parameters(), *statistics))
 
 
 def test_every_architecture_has_a_class() -> None:
-    known = {kind.__name__ for kind, _ in MODELS}
+    known = {kind.__name__ for kind, _ in MODELS + IMAGE_MODELS}
     assert {cls for _, cls in ARCHITECTURES.values()} == known
 
 
