@@ -20,9 +20,13 @@ from thalweg.codegen.c.bindings import TILE_PARAMETERS, Context, KernelText
 from thalweg.codegen.c.expressions import Access, Expression
 from thalweg.codegen.c.nests import store_all
 from thalweg.codegen.c.tiles import (
+    COPIES,
     ITEM,
+    MEMORY,
+    SUMS,
     balanced,
     dots_width,
+    pack_pairs,
     pack_rows,
     pack_transposed,
     product_tile,
@@ -71,12 +75,32 @@ class Shape:
     k: int
     transpose_a: bool
     transpose_b: bool
-    element: str
+    element: str  # as it is stored
     machine: str = "native"
     repeats: int = 1
     left: int = 0  # which operand is the left one
     left_at: str = ""  # C text of the offset of the left operand by `lead` and `image` (of the repeats)
     right_at: str = ""
+
+    @property
+    def summed(self) -> str:
+        """The element type of sums."""
+        return SUMS.get(self.element, self.element)
+
+    @property
+    def copied(self) -> str:
+        """The element type of copied operands."""
+        return COPIES.get(self.element, self.element)
+
+    @property
+    def pair(self) -> int:
+        """Steps of the sum in one element of a copied operand."""
+        return 2 if self.element == "bf16" else 1
+
+    @property
+    def short(self) -> bool:
+        """Are the operands stored in 16 bits? Then both are copied in the form that tiles read."""
+        return self.element in COPIES
 
     @property
     def dots(self) -> bool:
@@ -86,31 +110,37 @@ class Shape:
     @property
     def copies(self) -> bool:
         """Is the right operand copied everywhere?"""
-        return self.transpose_b or self.m >= SHARED_ROWS
+        return self.transpose_b or self.m >= SHARED_ROWS or self.short
 
     @property
     def tile(self) -> tuple[int, int]:
         """Rows and vectors of the largest register tile."""
-        return tile_shape(self.m, -(-self.n // LANES), self.element, self.machine)
+        return tile_shape(self.m, -(-self.n // LANES), self.summed, self.machine)
 
     @property
     def blocks(self) -> int:
         """Parts of a sum over k."""
-        return -(-self.k // BLOCK)
+        return -(-self.k // (BLOCK * self.pair))
 
     @property
     def block(self) -> int:
         return -(-self.k // self.blocks // LANES) * LANES if self.blocks > 1 else self.k
 
     @property
+    def height(self) -> int:
+        """Rows of a copied block of the right operand."""
+        return -(-self.block // self.pair)
+
+    @property
     def left_copied(self) -> bool:
         """Are rows of the left operand copied before use?"""
-        return not self.transpose_a and self.m > DOT_ROWS and self.k * ITEM[self.element] % PAGE == 0
+        alias = self.short or (self.m > DOT_ROWS and self.k * ITEM[self.element] % PAGE == 0)
+        return not self.transpose_a and alias
 
     @property
     def strips(self) -> bool:
         """Are rows of a transposed left operand copied before use?"""
-        return self.transpose_a and self.m * ITEM[self.element] >= FAR
+        return self.transpose_a and (self.short or self.m * ITEM[self.element] >= FAR)
 
     @property
     def panels(self) -> int:
@@ -122,7 +152,7 @@ class Shape:
         tasks, and among those the cut that copies least."""
         most = 1
         if self.copies:
-            most = max(1, GROUP_BYTES // (self.block * self.tile[1] * LANES * ITEM[self.element]))
+            most = max(1, GROUP_BYTES // (self.height * self.tile[1] * LANES * ITEM[self.summed]))
         fewest = -(-self.panels // most)
         wanted = -(-min(tasks, MOST_ITEMS) // self.lead)
         least = 1 if self.blocks * self.repeats == 1 else -(-self.m // BUFFER_ROWS)
@@ -145,10 +175,10 @@ class Shape:
         buffered = rows * vectors * LANES
         if self.blocks * self.repeats > 1:
             buffered = -(-balanced(self.m, rows)[0] // chunks) * rows * columns
-        left = rows * (self.block + LANES) if self.left_copied else 0
+        left = rows * (self.height + LANES) if self.left_copied else 0
         if self.strips:
-            left = self.block * self.strip
-        return self.block * columns, buffered, left
+            left = self.height * self.strip
+        return self.height * columns, buffered, left
 
     @property
     def strip(self) -> int:
@@ -160,7 +190,7 @@ def shape_of(kernel: Kernel, machine: str) -> Shape | None:
     """The product that a kernel is, or None."""
     assert kernel.anchor is not None
     result = kernel.anchor.outputs[0]
-    if result.dtype.short not in ITEM or not result.size:
+    if (result.dtype.short not in ITEM and result.dtype.short not in COPIES) or not result.size:
         return None
     shape = _matmul(kernel, machine) if kernel.anchor.op.name == "matmul" else _pointwise(kernel, machine)
     return shape if shape is not None and shape.k * shape.repeats > 0 else None
@@ -217,7 +247,7 @@ def product_workspace(kernel: Kernel, machine: str) -> int:
     shape = shape_of(kernel, machine)
     if shape is None or shape.dots:
         return 0
-    return sum(shape.scratch(kernel.tasks)) * ITEM[shape.element]
+    return sum(shape.scratch(kernel.tasks)) * ITEM[shape.summed]
 
 
 def emit_product(context: Context) -> KernelText:
@@ -250,7 +280,8 @@ class _Product:
 
     def _tiles(self) -> list[str]:
         """Items (product, group of panels, chunk of rows); in each the blocks of k, the tiles of rows, the panels."""
-        shape, element = self.shape, self.shape.element
+        shape = self.shape
+        copied, summed = shape.copied, shape.summed
         panels, width, wide = balanced(-(-shape.n // LANES), shape.tile[1])
         tiles, height, tall = balanced(shape.m, shape.tile[0])
         tasks = self.context.kernel.tasks
@@ -259,7 +290,9 @@ class _Product:
         right, buffered, _ = shape.scratch(tasks)
         lines = [
             "(void)error;",
-            f"{element} *const panel = ({element} *){self.scratch}, *const sums = panel + {right}, *const copy = sums + {buffered}; (void)copy;",
+            f"{copied} *const panel = ({copied} *){self.scratch};",
+            f"{summed} *const sums = ({summed} *)(panel + {right});",
+            f"{copied} *const copy = ({copied} *)(sums + {buffered}); (void)copy;",
             f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
             f"const int64_t lead = item / {groups * chunks}, group = item / {chunks} % {groups}, chunk = item % {chunks}; (void)lead;",
             f"const int64_t first = group * {panels} / {groups}, behind = (group + 1) * {panels} / {groups};",
@@ -288,8 +321,9 @@ class _Product:
         )
         several = shape.blocks * shape.repeats > 1
         place = f" + ((tile - begin) * {width * LANES} * (behind - first) + column - origin) * {height}"
-        lines.append(f"{element} *const to = sums{place if several else ''};")
-        arguments = f"{left[-1]}, b, pitch, count, to, width, " + (f"!({ahead})" if ahead else "0")
+        lines.append(f"{summed} *const to = sums{place if several else ''};")
+        steps = "count" if shape.pair == 1 else f"(count + {shape.pair - 1}) / {shape.pair}"
+        arguments = f"{left[-1]}, b, pitch, {steps}, to, width, " + (f"!({ahead})" if ahead else "0")
         lines += self._calls(height, tall < tiles, width, wide < panels, arguments)
         last = [f"k + {shape.block} >= {shape.k}"] if shape.blocks > 1 else []
         if shape.repeats > 1:
@@ -313,11 +347,11 @@ class _Product:
                 f"copy + row - top, 1, {shape.strip}",
             ]
         if shape.left_copied:
-            pack, pitch = pack_rows(self.context, element), shape.block + LANES
-            return [
-                f"{pack}(a + row * {shape.k}, {shape.k}, rows, count, 0, copy, {pitch});",
-                f"copy, {pitch}, 1",
-            ]
+            pitch = shape.height + LANES
+            call = f"(a + row * {shape.k}, {shape.k}, rows, count, 0, copy, {pitch});"
+            if shape.pair == 1:
+                return [pack_rows(self.context, element) + call, f"copy, {pitch}, 1"]
+            return [pack_pairs(self.context) + call.replace("0, copy", "copy"), f"copy, {pitch}, 1"]
         row_step, k_step = (1, shape.m) if shape.transpose_a else (shape.k, 1)
         return [f"a + row * {row_step}, {row_step}, {k_step}"]
 
@@ -336,9 +370,10 @@ class _Product:
         """The left operand's address `a`, the right one's `from`, and the panels of the group where they are copied."""
         shape, element = self.shape, self.shape.element
         left = f" + k * {shape.m}" if shape.transpose_a else " + k"
-        lines = [f"const {element} *const a = {self.a.pointer} + {shape.left_at}{left};"]
+        stored = MEMORY.get(element, element)
+        lines = [f"const {stored} *const a = {self.a.pointer} + {shape.left_at}{left};"]
         place = "k" if shape.transpose_b else f"k * {shape.n}"
-        lines.append(f"const {element} *const from = {self.b.pointer} + {shape.right_at} + {place};")
+        lines.append(f"const {stored} *const from = {self.b.pointer} + {shape.right_at} + {place};")
         if not shape.copies:
             return lines
         start = _start("p", width, wide, panels)
@@ -347,7 +382,7 @@ class _Product:
             "for (int64_t p = first; p < behind; p++) {",
             f"const int64_t column = {start}, width = {size};",
             f"const int64_t valid = {shape.n} - column < width ? {shape.n} - column : width;",
-            f"{element} *const to = panel + (column - origin) * {shape.block};",
+            f"{shape.copied} *const to = panel + (column - origin) * {shape.height};",
         ]
         if shape.transpose_b:
             pack = pack_transposed(self.context, element)
@@ -359,7 +394,7 @@ class _Product:
             f"for (int64_t step = 0; step < count; step += {LANES}) {{",
             f"const int64_t steps = count - step < {LANES} ? count - step : {LANES};",
             *each,
-            f"{pack}(from + step * {shape.n} + column, {shape.n}, steps, valid, width, to + step * width, width);",
+            f"{pack}(from + step * {shape.n} + column, {shape.n}, steps, valid, width, to + step / {shape.pair} * width, width);",
             "}}",
         ]
 
@@ -369,8 +404,8 @@ class _Product:
         start = _start("p", width, wide, panels)
         lines = [f"const int64_t column = {start}, width = {_width('p', width, wide, panels)};"]
         if shape.copies:
-            address = f"panel + (column - origin) * {shape.block}"
-            return [*lines, f"const {element} *const b = {address}; const int64_t pitch = width;"]
+            address = f"panel + (column - origin) * {shape.height}"
+            return [*lines, f"const {shape.copied} *const b = {address}; const int64_t pitch = width;"]
         if shape.n % LANES == 0:
             return [*lines, f"const {element} *const b = from + column; const int64_t pitch = {shape.n};"]
         pack = pack_rows(self.context, element)
@@ -385,10 +420,10 @@ class _Product:
 
     def _finish(self) -> list[str]:
         """The rows of a tile from the buffer through the epilogue to memory."""
-        shape, element = self.shape, self.shape.element
+        shape, summed = self.shape, self.shape.summed
         lines = [
             "for (int64_t r = 0; r < rows; r++) for (int64_t c = 0; c < width; c += 16) {",
-            f"const int64_t i = row + r, j = column + c; const {element}x16 sum = load_{element}(to + r * width + c); (void)i;",
+            f"const int64_t i = row + r, j = column + c; const {summed}x16 sum = load_{summed}(to + r * width + c); (void)i;",
         ]
         place = variable("j") + variable(LANE)
         rest = shape.n % LANES
@@ -411,7 +446,7 @@ class _Product:
         }
         emitter = self.context.emitter(extents, self.accesses)
         emitter.partial = partial
-        emitter.given[id(self.result)] = Expression(register, shape.element)
+        emitter.given[id(self.result)] = Expression(register, shape.summed)
         indices = self._indices(row, column, extents)
         store_all(emitter, self.outputs, indices)
         self.context.functions |= emitter.functions
@@ -436,16 +471,17 @@ class _Product:
         shape, element, tasks = self.shape, self.shape.element, self.context.kernel.tasks
         groups = -(-shape.n // LANES)
         items = shape.lead * groups
-        step = dots_width(shape.m, element, shape.machine)
+        stored, summed = MEMORY.get(element, element), shape.summed
+        step = dots_width(shape.m, summed, shape.machine)
         lines = [
             "(void)error;",
-            f"{element} to[{shape.m * LANES}] __attribute__((aligned(64)));",
+            f"{summed} to[{shape.m * LANES}] __attribute__((aligned(64)));",
             f"for (int64_t l = 0; l < {shape.m * LANES}; l++) to[l] = 0;",
             f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
             f"const int64_t lead = item / {groups}, column = item % {groups} * {LANES}, row = 0, rows = {shape.m}, width = {LANES};",
             f"const int64_t valid = {shape.n} - column < {LANES} ? {shape.n} - column : {LANES};",
-            f"const {element} *const a = {self.a.pointer} + {shape.left_at};",
-            f"const {element} *const b = {self.b.pointer} + {shape.right_at} + column * {shape.k}; (void)lead;",
+            f"const {stored} *const a = {self.a.pointer} + {shape.left_at};",
+            f"const {stored} *const b = {self.b.pointer} + {shape.right_at} + column * {shape.k}; (void)lead;",
             "int64_t q = 0;",
         ]
         for columns in dict.fromkeys((step, 1)):

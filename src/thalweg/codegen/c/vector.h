@@ -1076,6 +1076,47 @@ TW_INLINE u16x16 convert_f32_to_bf16(f32x16 v) {
 TW_SHORT_FLOAT(f16)
 TW_SHORT_FLOAT(bf16)
 
+/* ---- Pairs of bfloat16 numbers: the lower and the upper half of a 32-bit lane. ---- */
+TW_INLINE u32x16 load_pairs_bf16(const uint16_t *pointer) { /* 32 numbers */
+    u32x16 v;
+    __builtin_memcpy(&v, pointer, sizeof v);
+    return v;
+}
+TW_INLINE u32x16 load_partial_pairs_bf16(const uint16_t *pointer, int n) { /* the first n of 32, then zeros */
+    uint16_t first[32] = {0};
+    for (int i = 0; i < n; i++) first[i] = pointer[i];
+    return load_pairs_bf16(first);
+}
+TW_INLINE u32x16 join_bf16(u16x16 lower, u16x16 upper) {
+    return bitwise_or_u32(convert_u16_to_u32(lower), left_shift_u32(convert_u16_to_u32(upper), broadcast_u32(16)));
+}
+/* sum + upper a * upper b, then + lower a * lower b, each rounded once. The instruction (AVX512_BF16) does just that, but
+ * takes subnormal numbers for zero. */
+#if defined __AVX512BF16__ && TW_AVX512 && (!defined __clang__ || __clang_major__ >= 16)
+#if defined __clang__ || __GNUC__ >= 13
+typedef __bf16 tw_v32bf __attribute__((vector_size(64)));
+#else
+typedef short tw_v32bf __attribute__((vector_size(64)));
+#endif
+#ifdef __clang__
+#define TW_DOT_BF16 __builtin_ia32_dpbf16ps_512
+#else
+#define TW_DOT_BF16 __builtin_ia32_dpbf16ps_v16sf
+#endif
+TW_INLINE f32x16 dot_bf16(u32x16 a, u32x16 b, f32x16 sum) { return TW_DOT_BF16(sum, (tw_v32bf)a, (tw_v32bf)b); }
+#else
+TW_INLINE f32x16 tw_upper_bf16(u32x16 v) {
+    return from_bits_f32(convert_u32_to_i32(bitwise_and_u32(v, broadcast_u32(0xffff0000u))));
+}
+TW_INLINE f32x16 tw_lower_bf16(u32x16 v) {
+    return from_bits_f32(convert_u32_to_i32(left_shift_u32(v, broadcast_u32(16))));
+}
+TW_INLINE f32x16 dot_bf16(u32x16 a, u32x16 b, f32x16 sum) {
+    sum = fma_f32(tw_upper_bf16(a), tw_upper_bf16(b), sum);
+    return fma_f32(tw_lower_bf16(a), tw_lower_bf16(b), sum);
+}
+#endif
+
 #if !TW_SCALAR
 /* ---- Transpose of a 16 x 16 block in registers: lane j of row[i] becomes lane i of row[j]. ---- */
 #if TW_LANES_32 == 16
