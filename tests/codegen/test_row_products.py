@@ -36,6 +36,8 @@ def odd_cases() -> list[Case]:
     for flags in ((False, False), (False, True), (True, False), (True, True)):
         cases += [((2, 3), 7, 18, 20, *flags), ((), 101, 70, 1030, *flags), ((2,), 3, 34, 33, *flags)]
     cases += [((), 400, 17, 600, False, False), ((), 50, 20, 1024, False, True)]
+    for number, (m, n, k) in enumerate([(40, 1, 70), (37, 3, 33), (20, 5, 140), (21, 40, 150), (32, 9, 128)]):
+        cases += [((2,) * (number % 2), m, n, k, bool(flags & 1), bool(flags & 2)) for flags in range(4)]
     return [*cases, ((), 1, 200, 9, False, False)]
 
 
@@ -95,7 +97,8 @@ def test_products_read_nothing_behind_their_operands(
 def test_products_have_the_same_bits_for_every_instruction_set(dtype: str, whole_program: Make) -> None:
     cases: list[Case] = [
         ((), 13, 70, 530, False, False), ((), 7, 33, 20, True, True), ((), 3, 40, 100, False, True),
-        ((2,), 1, 200, 17, False, False), ((), 50, 17, 35, False, True),
+        ((2,), 1, 200, 17, False, False), ((), 50, 17, 35, False, True), ((), 20, 3, 60, False, False),
+        ((2,), 21, 18, 130, True, True),
     ]  # fmt: skip
     arrays = operands(cases, dtype)
     found = whole_program(products(cases), arrays)([])

@@ -6,7 +6,8 @@ do not run along the result's columns (transposed), or that many rows share, is 
 in scratch: a group of panels that fills most of a core's cache, so that rows of the left operand, which come from further
 away, serve many columns. A left operand whose rows fall on each other in the first cache, or whose steps lie far apart
 (transposed), is copied too, some rows at a time. A tile goes to a buffer, and from there through the epilogue to memory.
-Few rows times a transposed operand are dot products instead: both operands run along k. Every choice and every order of
+Few rows times a transposed operand are dot products instead: both operands run along k. A product with few columns is
+computed as its transpose. Every choice and every order of
 summation follows from shapes, so results depend neither on the number of tasks nor on the instruction set.
 """
 
@@ -32,6 +33,7 @@ from thalweg.codegen.c.tiles import (
     product_tile,
     row_dots,
     tile_shape,
+    transpose_rows,
 )
 from thalweg.codegen.c.windows import emit_contraction
 from thalweg.codegen.loops import LANE, Index, divide, unravel, variable
@@ -39,17 +41,19 @@ from thalweg.graph import Value
 from thalweg.plan import LANES, Kernel
 
 SHARED_ROWS = 48  # rows from which copying an untransposed panel pays
-DOT_ROWS, DOT_STEPS = (
-    8,
-    48,
-)  # rows up to which, and steps from which on, a transposed right operand is read in place
+NARROW = 16  # a product with fewer columns, and no fewer rows, is computed as its transpose
+FEW_DOT_ROWS, DOT_ROWS = 8, 32  # up to so many rows a transposed right operand is read in place,
+DOT_STEPS, MANY_DOT_STEPS = 48, 128  # where a sum has so many steps (as few for few rows)
 BLOCK = 512  # steps of a sum before it is added to the sum of the blocks before
 GROUP_BYTES = 768 << 10  # of panels of the right operand side by side: most of a core's own cache
+TURN_COLUMNS = 8  # columns for each row of a transposed left operand, at least, in a task that turns it
+DOT_HEIGHT = 4  # rows of a tile of dot products where there are more than few
 FEW_ITEMS = 8  # fewer parts of a kernel leave threads without work
 MOST_ITEMS = 16  # parts of a product: more would copy operands more often, fewer leave threads without work
 RIGHT_COST, LEFT_COST = 15, 8  # of copying an element of an operand, in the time of a multiply-add
 BUFFER_ROWS = 1024  # rows whose sums wait for the next block, at most
 STRIP_TILES = 16  # tiles whose rows of a transposed left operand are copied together
+STRIP_PANELS = 3  # panels that use the copy, at least
 FAR = 512  # bytes between two steps of a transposed left operand, from which on it is copied
 PAGE = 4096  # rows of the left operand that lie whole pages apart fall on each other in the first cache
 
@@ -104,8 +108,8 @@ class Shape:
 
     @property
     def dots(self) -> bool:
-        few = self.m <= DOT_ROWS and self.k >= DOT_STEPS and self.repeats == 1
-        return self.transpose_b and not self.transpose_a and few
+        least = DOT_STEPS if self.m <= FEW_DOT_ROWS else MANY_DOT_STEPS
+        return self.transpose_b and self.m <= DOT_ROWS and self.k >= least and self.repeats == 1
 
     @property
     def copies(self) -> bool:
@@ -134,13 +138,14 @@ class Shape:
     @property
     def left_copied(self) -> bool:
         """Are rows of the left operand copied before use?"""
-        alias = self.short or (self.m > DOT_ROWS and self.k * ITEM[self.element] % PAGE == 0)
+        alias = self.short or (self.m > FEW_DOT_ROWS and self.k * ITEM[self.element] % PAGE == 0)
         return not self.transpose_a and alias
 
     @property
     def strips(self) -> bool:
         """Are rows of a transposed left operand copied before use?"""
-        return self.transpose_a and (self.short or self.m * ITEM[self.element] >= FAR)
+        far = self.m * ITEM[self.summed] >= FAR and self.panels >= STRIP_PANELS
+        return self.transpose_a and (self.short or far)
 
     @property
     def panels(self) -> int:
@@ -203,18 +208,13 @@ def _matmul(kernel: Kernel, machine: str) -> Shape:
     result = kernel.anchor.outputs[0]
     k = a.shape[-2] if op.transpose_a else a.shape[-1]
     *lead, m, n = result.shape
-    return Shape(
-        math.prod(lead),
-        m,
-        n,
-        k,
-        op.transpose_a,
-        op.transpose_b,
-        result.dtype.short,
-        machine,
-        left_at=f"lead * {m * k}",
-        right_at=f"lead * {k * n}",
-    )
+    batch, element = math.prod(lead), result.dtype.short
+    left, right = f"lead * {m * k}", f"lead * {k * n}"
+    if n < NARROW <= m:  # the transposed product: its columns fill the lanes
+        turned = not op.transpose_b, not op.transpose_a
+        return Shape(batch, n, m, k, *turned, element, machine, left=1, left_at=right, right_at=left)
+    flags = op.transpose_a, op.transpose_b
+    return Shape(batch, m, n, k, *flags, element, machine, left_at=left, right_at=right)
 
 
 def _pointwise(kernel: Kernel, machine: str) -> Shape | None:
@@ -245,8 +245,10 @@ def _pointwise(kernel: Kernel, machine: str) -> Shape | None:
 def product_workspace(kernel: Kernel, machine: str) -> int:
     """Bytes of the panel and of the buffer of sums."""
     shape = shape_of(kernel, machine)
-    if shape is None or shape.dots:
+    if shape is None:
         return 0
+    if shape.dots:  # rows of a transposed left operand
+        return shape.m * (shape.k + LANES) * ITEM[shape.summed] if shape.transpose_a else 0
     return sum(shape.scratch(kernel.tasks)) * ITEM[shape.summed]
 
 
@@ -269,7 +271,9 @@ class _Product:
         self.result: Value = kernel.anchor.outputs[0]
         self.a: Access = self.accesses[id(kernel.anchor.inputs[shape.left])]
         self.b: Access = self.accesses[id(kernel.anchor.inputs[1 - shape.left])]
-        self.scratch = "" if shape.dots else context.pointer(kernel.detail["workspace"], write=True)
+        self.scratch = ""
+        if "workspace" in kernel.detail:
+            self.scratch = context.pointer(kernel.detail["workspace"], write=True)
 
     def emit(self) -> KernelText:
         return self.context.function(
@@ -458,7 +462,8 @@ class _Product:
         assert self.context.kernel.anchor is not None
         op: Any = self.context.kernel.anchor.op
         if op.name == "matmul":
-            return (*unravel(lead, result[:-2], extents), row, column)
+            place = (column, row) if self.shape.left else (row, column)
+            return (*unravel(lead, result[:-2], extents), *place)
         if op.name == "convolution_weight_gradient":
             return (lead * self.shape.m + row, column, *(Index() for _ in result[2:]))
         image, group = divide(lead, op.groups, extents)
@@ -471,22 +476,41 @@ class _Product:
         shape, element, tasks = self.shape, self.shape.element, self.context.kernel.tasks
         groups = -(-shape.n // LANES)
         items = shape.lead * groups
+        if shape.transpose_a:  # each task that works turns the left operand for itself
+            tasks = min(tasks, -(-shape.lead * shape.n // (TURN_COLUMNS * shape.m)))
         stored, summed = MEMORY.get(element, element), shape.summed
-        step = dots_width(shape.m, summed, shape.machine)
+        parts, height, tall = balanced(shape.m, shape.m if shape.m <= FEW_DOT_ROWS else DOT_HEIGHT)
         lines = [
             "(void)error;",
             f"{summed} to[{shape.m * LANES}] __attribute__((aligned(64)));",
             f"for (int64_t l = 0; l < {shape.m * LANES}; l++) to[l] = 0;",
+            *([f"if (task >= {tasks}) return;", "int64_t known = -1;"] if shape.transpose_a else []),
             f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
             f"const int64_t lead = item / {groups}, column = item % {groups} * {LANES}, row = 0, rows = {shape.m}, width = {LANES};",
             f"const int64_t valid = {shape.n} - column < {LANES} ? {shape.n} - column : {LANES};",
-            f"const {stored} *const a = {self.a.pointer} + {shape.left_at};",
+            f"const {stored} *a = {self.a.pointer} + {shape.left_at};",
             f"const {stored} *const b = {self.b.pointer} + {shape.right_at} + column * {shape.k}; (void)lead;",
-            "int64_t q = 0;",
         ]
+        pitch = shape.k
+        if shape.transpose_a:
+            pitch = -(-shape.k // LANES) * LANES
+            turn = transpose_rows(self.context, element)
+            lines += [
+                f"{stored} *const turned = ({stored} *){self.scratch};",
+                f"if (lead != known) {{ {turn}(a, {shape.m}, {shape.m}, {shape.k}, turned, {pitch}); known = lead; }}",
+                "a = turned;",
+            ]
+        lines.append("int64_t q = 0;")
+        steps = [dots_width(rows, summed, shape.machine) for rows in (height, height - 1)]
+        step = min(steps) if tall < parts else steps[0]
         for columns in dict.fromkeys((step, 1)):
-            name = row_dots(self.context, element, shape.m, columns)
-            lines.append(
-                f"for (; q + {columns} <= valid; q += {columns}) {name}(a, b + q * {shape.k}, {shape.k}, to + q);"
-            )
+            lines.append(f"for (; q + {columns} <= valid; q += {columns}) {{")
+            for first, rows, count in ((0, height, tall), (tall * height, height - 1, parts - tall)):
+                if count:
+                    name = row_dots(self.context, element, rows, columns)
+                    lines.append(
+                        f"for (int64_t r = {first}; r < {first + rows * count}; r += {rows}) "
+                        f"{name}(a + r * {pitch}, {pitch}, b + q * {shape.k}, {shape.k}, to + r * {LANES} + q);"
+                    )
+            lines.append("}")
         return [*lines, *self._finish(), "}"]

@@ -26,7 +26,7 @@ COPIES = {"bf16": "u32", "f16": "f32"}  # the element type of copied operands
 MEMORY = {"bf16": "uint16_t", "f16": "uint16_t"}  # the C type of an element in memory
 ACCUMULATORS = {64: 24, 32: 12, 16: 24}  # registers for sums, by bytes of a register
 MOST_ROWS = 12  # of a tile
-DOT_SUMS = 12  # vectors of sums of dot products at once
+DOT_SUMS = 16  # vectors of sums of dot products at once
 FEW_ROWS = {1: 12, 2: 8, 3: 6, 4: 5, 5: 4}  # vectors of a tile with that many rows
 
 
@@ -115,7 +115,7 @@ def dots_width(rows: int, element: str, machine: str) -> int:
 
 
 def row_dots(context: Context, element: str, rows: int, columns: int) -> str:
-    """The name of `out[16 * r + q] = sum over k < count of a[r * count + k] * b[q * count + k]`, in 16 lanes along k (of
+    """The name of `out[16 * r + q] = sum over k < count of a[r * row + k] * b[q * count + k]`, in 16 lanes along k (of
     pairs, for "bf16")."""
     name = f"row_dots_{element}_{rows}x{columns}"
     pairs = [(r, q) for r in range(rows) for q in range(columns)]
@@ -124,9 +124,9 @@ def row_dots(context: Context, element: str, rows: int, columns: int) -> str:
     partial = f"load_partial_{element}"
     if element == "bf16":
         vector, load, step, multiply, partial = "u32x16", "load_pairs_bf16", 32, "dot_bf16", "load_partial_pairs_bf16"
-    lines = [f"{STATIC} void {name}(const {stored} *a, const {stored} *b, int64_t count, {summed} *out) {{"]
+    lines = [f"{STATIC} void {name}(const {stored} *a, int64_t row, const {stored} *b, int64_t count, {summed} *out) {{"]
     lines.append(" ".join(f"{summed}x16 s{r}_{q} = broadcast_{summed}(0);" for r, q in pairs))
-    lines += [f"const {stored} *const x{r} = a + {r} * count;" for r in range(rows)]
+    lines += [f"const {stored} *const x{r} = a + {r} * row;" for r in range(rows)]
     lines += [f"const {stored} *const y{q} = b + {q} * count;" for q in range(columns)]
     lines.append("int64_t k = 0;")
     for test, function, end in (
@@ -235,29 +235,46 @@ for (int64_t l = 0; l < 16; l++) to[k * width + c + l] = c + l < columns ? from[
 """
         return context.shared(name, f"{head}\n{body}}}\n")
     pair = 2 if element == "bf16" else 1
-    load, partial, store = f"load_{element}({{}})", f"load_partial_{element}({{}}, steps)", "store_f32(y + l * width, t[l]);"
+    load, partial, store = f"load_{element}({{}})", f"load_partial_{element}({{}}, steps)", "store_f32({}, {});"
     if pair == 2:  # lanes are only moved: their bits may as well be those of float32
         load = "from_bits_f32(convert_u32_to_i32(load_pairs_bf16({})))"
         partial = "from_bits_f32(convert_u32_to_i32(load_partial_pairs_bf16({}, steps)))"
-        store = "store_u32(y + l * width, convert_i32_to_u32(bits_of_f32(t[l])));"
-    row = "x + l * stride"
+        store = "store_u32({}, convert_i32_to_u32(bits_of_f32({})));"
+    # sixteen statements instead of loops: the compiler keeps the block in registers then
+    rows = [f"x + {lane} * stride" for lane in range(16)]
+    whole = ", ".join(load.format(row) for row in rows)
+    rest = ", ".join(f"c + {i} < columns ? {partial.format(row)} : broadcast_f32(0)" for i, row in enumerate(rows))
+    stores = " ".join(store.format(f"y + {i} * width", f"t[{i}]") for i in range(16))
     body = f"""for (int64_t c = 0; c < width; c += 16) for (int64_t k = 0; k < count; k += {16 * pair}) {{
 const {stored} *const x = from + c * stride + k;
 {copied} *const y = to + k / {pair} * width + c;
-f32x16 t[16];
 if (c + 16 <= columns && k + {16 * pair} <= count) {{
-for (int l = 0; l < 16; l++) t[l] = {load.format(row)};
+f32x16 t[16] = {{{whole}}};
 transpose_f32(t);
-for (int l = 0; l < 16; l++) {store}
+{stores}
 continue;
 }}
 const int steps = count - k < {16 * pair} ? (int)(count - k) : {16 * pair};
-for (int l = 0; l < 16; l++) t[l] = c + l < columns ? {partial.format(row)} : broadcast_f32(0);
+f32x16 t[16] = {{{rest}}};
 transpose_f32(t);
-for (int l = 0; l * {pair} < steps; l++) {store}
+if (steps > {15 * pair}) {{ {stores} continue; }}
+for (int l = 0; l * {pair} < steps; l++) {store.format("y + l * width", "t[l]")}
 }}
 """
     return context.shared(name, f"{head}\n{body}}}\n")
+
+
+def transpose_rows(context: Context, element: str) -> str:
+    """The name of `to[r * pitch + k] = from[k * stride + r]` for `rows` rows and `count` steps k; float32 zero behind the
+    steps to `pitch`."""
+    if element == "f32":
+        return pack_transposed(context, element)
+    name, stored = f"transpose_rows_{element}", MEMORY.get(element, element)
+    text = f"""{STATIC} void {name}(const {stored} *from, int64_t stride, int64_t rows, int64_t count, {stored} *to, int64_t pitch) {{
+for (int64_t k = 0; k < count; k++) for (int64_t r = 0; r < rows; r++) to[r * pitch + k] = from[k * stride + r];
+}}
+"""
+    return context.shared(name, text)
 
 
 def _function(element: str, rows: int, vectors: int, head: str, left: str, loop: Loop) -> str:
