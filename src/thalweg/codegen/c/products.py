@@ -328,14 +328,33 @@ class _Product:
         lines.append(f"{summed} *const to = sums{place if several else ''};")
         steps = "count" if shape.pair == 1 else f"(count + {shape.pair - 1}) / {shape.pair}"
         arguments = f"{left[-1]}, b, pitch, {steps}, to, width, " + (f"!({ahead})" if ahead else "0")
-        lines += self._calls(height, tall < tiles, width, wide < panels, arguments)
+        calls = self._calls(height, tall < tiles, width, wide < panels, arguments)
         last = [f"k + {shape.block} >= {shape.k}"] if shape.blocks > 1 else []
         if shape.repeats > 1:
             last.append(f"image == {shape.repeats - 1}")
-        if last:
-            lines.append(f"if ({' && '.join(last)})")
-        lines += ["{", *self._finish(), "}"]
-        return [*lines, "}", "}", "}", "}"]
+        test = f"if ({' && '.join(last)}) " if last else ""
+        return [*lines, *self._ahead(test), *calls, f"{test}{{", *self._finish(), "}", "}", "}", "}", "}"]
+
+    def _ahead(self, test: str) -> list[str]:
+        """Fetch what the epilogue reads beside each sum (a parameter under its update, a residual) while the sum runs."""
+        assert self.context.kernel.anchor is not None
+        own = {id(value) for value in self.context.kernel.anchor.inputs}
+        extents = {"lead": self.shape.lead, "i": self.shape.m, "j": self.shape.n}
+        indices = self._indices(variable("i"), variable("j"), extents)
+        written = {access.pointer for _, access in self.outputs}  # with these the line becomes this core's own
+        beside = [
+            f"__builtin_prefetch({access.pointer} + {access.address(indices).text()}, {int(access.pointer in written)});"
+            for key, access in self.accesses.items()
+            if key not in own and access.type.shape == self.result.shape and not access.combine
+        ]
+        if not beside or self.shape.left:
+            return []
+        step = 64 // ITEM[self.shape.summed]
+        return [
+            f"{test}for (int64_t i = row; i < row + rows; i++) for (int64_t j = column; j < column + width; j += {step}) {{",
+            *beside,
+            "}",
+        ]
 
     def _left(self, height: int, tall: int) -> list[str]:
         """Statements that copy rows of the left operand, and last the arguments of a tile function for it."""
