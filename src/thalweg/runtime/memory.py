@@ -143,14 +143,14 @@ class ResultMemory:
         kept = self.kept
         for _ in range(len(kept)):
             try:
-                found = kept.popleft()
+                found = kept.pop()
             except IndexError:  # other threads have taken them
                 break
             array = found[0]
-            unused = getrefcount(array) <= _UNSHARED
-            kept.append(found)
-            if unused:
+            if getrefcount(array) <= _UNSHARED:
+                kept.append(found)  # last written, first written again: it may still be in the cache
                 return found
+            kept.appendleft(found)
         array = aligned_empty(self.shape, self.dtype)
         found = array, address_of(array)
         kept.append(found)

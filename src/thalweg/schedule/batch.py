@@ -16,6 +16,7 @@ from thalweg.plan import LANES, Target
 from thalweg.schedule.winograd import winograd_cost
 
 MOST_PADDING = 2.0  # lanes computed per sample used, at most: a batch of 8 and more
+REDUCTIONS = frozenset({"sum", "prod", "max", "min", "argmax", "argmin"})  # as fast along memory as in lanes
 LIVE_LIMIT = 4  # activations of one block of 16 samples may take this many times a core's cache
 
 
@@ -102,6 +103,11 @@ def _covered(node: Node, value: Value, axis: dict[int, int]) -> bool:
 def _pays(batch: Batch, graph: Graph, target: Target) -> bool:
     padded = -(-batch.extent // LANES) * LANES
     if batch.extent == 0 or padded > MOST_PADDING * batch.extent:
+        return False
+    anchors = [node.op.name for node in graph.nodes if node.op.kind > Kind.MOVEMENT and node.inputs]
+    if not anchors:  # row-major order, unless blocks have to be transposed: that happens in registers here
+        return any(node.op.name == "transpose" for node in graph.nodes)
+    if all(name in REDUCTIONS for name in anchors):
         return False
     contractions = [node for node in graph.nodes if node.op.kind is Kind.CONTRACTION]
     if len(contractions) == 1 and contractions[0].op.name == "matmul":

@@ -12,6 +12,7 @@ from thalweg.plan import LANES, MOST_SLOTS, Buffer, Kernel, Phase, Plan, Scope, 
 from thalweg.schedule.batch import Batch, find_batch
 from thalweg.schedule.fuse import Fusion, is_array
 from thalweg.schedule.memory import place
+from thalweg.schedule.slots import cut_reductions
 from thalweg.schedule.winograd import use_winograd
 from thalweg.types import Span, Type, uint8
 
@@ -25,8 +26,8 @@ MOST_TILES = 64
 def schedule(graph: Graph, target: Target) -> Plan:
     """The plan of a legalised graph. Everything in it follows from shapes and the target."""
     batch = find_batch(graph, target)
-    if target.winograd and batch is None:
-        graph = use_winograd(graph)
+    if batch is None:
+        graph = cut_reductions(use_winograd(graph) if target.winograd else graph)
     graph = separate_results(graph)
     fusion = Fusion(graph, target.support)
     kernels = fusion.kernels()

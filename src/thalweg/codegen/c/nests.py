@@ -6,6 +6,7 @@ whose addresses run on, picks the axis that becomes the vector, and emits the bo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,6 +24,8 @@ from thalweg.codegen.loops import LANE, Index, divide, variable
 from thalweg.graph import Value
 from thalweg.plan import LANES
 
+BESIDE = 4  # vectors of results that are reduced side by side
+ACCUMULATED = re.compile(r"\b(sum|added)\d\b")  # names of an `Accumulator` in C text
 FLUSH = 64  # vectors added up before their sum moves to the next accumulator: keeps rounding errors small
 FEW_TERMS = 8  # vectors of float32 whose sum is formed in float64 throughout: more would cost time where rows are long
 
@@ -198,13 +201,18 @@ class Nest:
         """The axis along which most accesses are contiguous or constant."""
         best: tuple[float, int] | None = None
         chosen: Axis | None = None
+        summed = {axis.name for axis in self.axes if axis.reduced}
         for position, axis in enumerate(self.axes):
             score = 0.0
             for address in emitter.addresses:
                 linear = address.is_linear_in(axis.name)
                 step = address.coefficient(axis.name) if linear else None
                 weight = 2.0 if any(address is store for store in stores) and not axis.reduced else 1.0
+                if address.variables() & summed:  # read in the innermost loops
+                    weight = 2.0
                 score += weight * (1.0 if step == 1 else 0.4 if step == 0 else -0.5)
+            if axis.reduced:
+                score *= min(1.0, axis.extent / LANES)  # the other lanes would be idle
             score += -1.0 * (axis.extent < 4) + 0.5 * (axis.extent >= LANES)
             if best is None or (score, position) >= best:
                 best, chosen = (score, position), axis
@@ -222,7 +230,7 @@ class Nest:
         for position, axis in enumerate(kept):
             first, last = "0", str(axis.extent)
             if position == 0:
-                unit = LANES if axis is vector else 1
+                unit = LANES * self._beside(axis) if axis is vector else 1
                 count = -(-axis.extent // unit)
                 first, last = f"task * {count} / {tasks} * {unit}", f"(task + 1) * {count} / {tasks} * {unit}"
                 if unit > 1 and axis.extent % unit:
@@ -248,6 +256,9 @@ class Nest:
             bound = last if last == str(extent) and not rest else f"({last} < {whole} ? {last} : {whole})"
             if last == str(extent):
                 bound = str(whole)
+            if self._beside(axis) > 1:
+                lines += self._several(axis, first, bound)
+                first = "begin"
             lines.append(f"for (int64_t {name} = {first}; {name} < {bound}; {name} += {LANES}) {{")
             lines += self._inner(axis, None)
             lines.append("}")
@@ -256,6 +267,36 @@ class Nest:
             lines += self._inner(axis, str(rest))
             lines.append("}")
         return lines
+
+    def _beside(self, axis: Axis) -> int:
+        """Vectors of results that are reduced side by side, so that memory is read in longer runs."""
+        if self.reduction is None or axis.reduced or 0 in self.reduced or self.reduction.position is not None:
+            return 1
+        return BESIDE if axis.extent >= BESIDE * LANES and self._iterations(axis) >= BESIDE else 1
+
+    def _several(self, axis: Axis, first: str, bound: str) -> list[str]:
+        """The loop over `BESIDE` vectors at once; the next one begins at `begin`."""
+        step = BESIDE * LANES
+        lines = [f"int64_t begin = {first};", f"for (; begin + {step} <= {bound}; begin += {step}) {{"]
+        opening, looping, closing = self._reducing_parts(axis, None)
+        loops = [f"for (int64_t {a.name} = 0; {a.name} < {a.extent}; {a.name}++) {{" for a in self.axes if a.reduced]
+        for part, around in ((opening, []), (looping, loops), (closing, [])):
+            lines += around
+            for number in range(BESIDE):
+                own = [ACCUMULATED.sub(rf"\g<0>_{number}", line) for line in part]
+                if part is not opening:
+                    own = [f"{{ const int64_t {axis.name} = begin + {number * LANES};", *own, "}"]
+                lines += own
+            lines.append("}" * len(around))
+        return [*lines, "}"]
+
+    def _reducing_parts(self, vector: Axis, partial: str | None) -> tuple[list[str], list[str], list[str]]:
+        """Statements before, inside and behind the loops over reduced axes, for a vector along a kept axis."""
+        assert self.reduction is not None
+        accumulator = Accumulator(self.reduction, self._iterations(vector), False)
+        opening = accumulator.open()
+        looping = self._accumulate(accumulator, vector, partial, None)
+        return opening, looping, self._finish(accumulator, vector, partial)
 
     # ---- lanes -------------------------------------------------------------------------------------------------------
 
