@@ -19,6 +19,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,9 @@ def settled() -> None:
 def resident(case: Case, threads: int) -> dict[str, int]:
     """What a process takes above its base, and what the plan says."""
     step, arguments = case
+    start = time.perf_counter()
+    step.plan(*arguments)
+    milliseconds = round(1e3 * (time.perf_counter() - start))
     plan = step.program(*arguments).plan
     pool(threads)
     settled()
@@ -152,6 +156,7 @@ def resident(case: Case, threads: int) -> dict[str, int]:
         "outputs": memory["outputs"],
         "a call allocates": allocated,
         "grown by 5 calls": grown(step, arguments),
+        "ms to plan": milliseconds,
     }
 
 

@@ -107,12 +107,13 @@ def _refusal(
     memory = plan.memory(threads)
     fixed = sum(memory[name] for name in ("inputs", "outputs", "state", "constants"))
     parts = f" in {least[1]} micro-batches" if least[1] > 1 else ""
+    state = memory["state"] + memory["constants"]
+    smaller = f", or a smaller batch: plan.largest_batch({limit})" if state < limit else ""
     text = (
         f"{graph.name} needs {plan.total_bytes(threads):,} bytes with {threads} thread{'s' * (threads > 1)}, "
-        f"and {least[0]:,} "
-        f"with all that can be computed again{parts}; the limit is {limit:,}\n"
+        f"and {least[0]:,} with all that can be computed again{parts}; the limit is {limit:,}\n"
         f"  the least change that fits: memory={least[0]} (inputs, outputs, state and constants alone take "
-        f"{fixed:,}), or a smaller batch: plan.largest_batch({limit})"
+        f"{fixed:,}){smaller}"
     )
     return MemoryLimitError(text if reason is None else f"{text}\n  {reason}")
 
