@@ -31,7 +31,7 @@ BAD = [pytest.param(name, i, id=f"{name}-{i}") for name, i, _ in all_samples(bad
 
 # the gradient of these is not the derivative of their values; tests/test_autodiff.py tests it, and
 # tests/ops/test_quantised.py that of rounded products
-NOT_A_DERIVATIVE = {"stop_gradient", "cast", "quantised_linear"}
+NOT_A_DERIVATIVE = {"stop_gradient", "cast", "quantised_linear", "activation_bytes", "byte_product"}
 
 
 @cache

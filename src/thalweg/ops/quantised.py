@@ -28,7 +28,7 @@ from thalweg.ops.activations import wide
 from thalweg.ops.contraction import MatMul
 from thalweg.ops.core import apply, cast, composite, floating, operand, require
 from thalweg.ops.elementwise import abs as absolute
-from thalweg.ops.elementwise import bitwise_and, bitwise_right_shift, greater, where
+from thalweg.ops.elementwise import bitwise_and, bitwise_right_shift, equal, where
 from thalweg.ops.elementwise import round as rounded
 from thalweg.ops.indexing import take
 from thalweg.ops.movement import concat, expand_dims, pad, reshape, slice_axis, transpose
@@ -47,11 +47,6 @@ LARGEST = 127  # of an activation
 def groups_of(size: int) -> int:
     """Groups of a row of `size` numbers of 4 bits."""
     return -(-size // GROUP)
-
-
-def block_of(weight: types.Type) -> int:
-    """How many activations share a scale."""
-    return BLOCK if weight.dtype is types.uint8 else BYTES
 
 
 # ---- weights as arrays -------------------------------------------------------------------------------------
@@ -91,12 +86,12 @@ def quantise_blocks(weight: Array) -> tuple[Array, Array]:
 
 
 def _numbers(weight: Any, size: int) -> Any:
-    """The whole numbers of rows of a weight as float32, filled up to whole groups: [.., blocks, block]."""
+    """The whole numbers of rows of a weight as float32, filled up to `size`: [.., blocks, block]."""
     lead = weight.shape[:-1]
     if weight.dtype is types.int8:
-        missing = -size % BYTES
+        missing = size - weight.shape[-1]
         found = pad(weight, [(0, 0)] * len(lead) + [(0, missing)]) if missing else weight
-        return cast(reshape(found, (*lead, (size + missing) // BYTES, BYTES)), types.float32)
+        return cast(reshape(found, (*lead, size // BYTES, BYTES)), types.float32)
     halves = reshape(weight, (*lead, groups_of(size), 1, BYTES))
     low, high = bitwise_and(halves, 15), bitwise_right_shift(halves, 4)
     found = reshape(concat([low, high], len(lead) + 1), (*lead, groups_of(size) * GROUP // BLOCK, BLOCK))
@@ -122,26 +117,43 @@ def quantised_embedding(indices: Any, weight: Any, scale: Any, size: int) -> Any
 
 
 @composite
+def _activation_bytes(x: Any, *, block: int) -> tuple[Any, Any, Any]:
+    """Rows [rows, in] as int8 [rows, padded], and for each block the step and the sum of its bytes."""
+    rows, size = x.shape
+    padded = -(-size // (GROUP if block == BLOCK else BYTES)) * (GROUP if block == BLOCK else BYTES)
+    blocks = reshape(pad(wide(x), [(0, 0), (0, padded - size)]), (rows, padded // block, block))
+    largest = reduce_max(absolute(blocks), -1, keepdims=True)
+    inverse = float(LARGEST) / where(equal(largest, 0), 1.0, largest)
+    whole = rounded(blocks * inverse)
+    step = reshape(largest, (rows, padded // block)) * (1.0 / LARGEST)
+    return reshape(cast(whole, types.int8), (rows, padded)), step, reduce_sum(whole, -1)
+
+
+@composite
+def _byte_product(bytes_: Any, step: Any, total: Any, weight: Any, scale: Any, bias: Any = None) -> Any:
+    """Rows as `activation_bytes` gives them times a weight [out, in], as float32 [rows, out].
+
+    The sums of the bytes are for kernels whose instruction wants unsigned numbers on one side.
+    """
+    rows, padded = bytes_.shape
+    block = padded // step.shape[1] if step.shape[1] else BYTES
+    # sums of at most 64 products of numbers of 8 bits: exact in float32
+    left = transpose(cast(reshape(bytes_, (rows, padded // block, block)), types.float32), (1, 0, 2))
+    right = transpose(_numbers(weight, padded), (1, 0, 2))
+    products = apply(MatMul(False, True), left, right) * expand_dims(transpose(step, (1, 0)), 2)
+    own = cast(scale, types.float32)  # [blocks, rows, out] until here
+    result = reduce_sum(products * expand_dims(transpose(own, (1, 0)), 1) if own.ndim == 2 else products, 0)
+    result = result * own if own.ndim == 1 else result
+    return result if bias is None else result + wide(bias)
+
+
+@composite
 def _quantised_linear(x: Any, weight: Any, scale: Any, bias: Any = None) -> Any:
     _check(x, weight, scale, bias)
-    size, block = x.shape[-1], block_of(weight.type)
-    padded = -(-size // (GROUP if block == BLOCK else BYTES)) * (GROUP if block == BLOCK else BYTES)
-    rows = reshape(wide(x), (math.prod(x.shape[:-1]), size))
-    blocks = reshape(pad(rows, [(0, 0), (0, padded - size)]), (rows.shape[0], padded // block, block))
-    step = reduce_max(absolute(blocks), -1, keepdims=True) / float(LARGEST)
-    whole = rounded(blocks / where(greater(step, 0), step, 1))
-    # sums of at most 64 products of numbers of 8 bits: exact in float32
-    left, right = (transpose(part, (1, 0, 2)) for part in (whole, _numbers(weight, size)))
-    products = apply(MatMul(False, True), left, right) * transpose(step, (1, 0, 2))  # [blocks, rows, out]
-    own = cast(scale, types.float32)
-    if block == BLOCK:
-        products = products * expand_dims(transpose(own, (1, 0)), 1)
-    result = reduce_sum(products, 0)
-    if block == BYTES:
-        result = result * own
-    if bias is not None:
-        result = result + wide(bias)
-    return cast(reshape(result, (*x.shape[:-1], weight.shape[0])), x.dtype)
+    rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    block = BLOCK if weight.dtype is types.uint8 else BYTES
+    found = _byte_product(*_activation_bytes(rows, block=block), weight, scale, bias)
+    return cast(reshape(found, (*x.shape[:-1], weight.shape[0])), x.dtype)
 
 
 def _check(x: Any, weight: Any, scale: Any, bias: Any) -> None:
@@ -221,3 +233,21 @@ def _quantised_linear_samples() -> Iterator[Sample]:
     yield Sample(quantised_linear, (values(3, 70), weight, scale[:3]), error=ShapeError)
     yield Sample(quantised_linear, (values(3, 70), weight, scale, scale[:3]), error=ShapeError)
     yield Sample(quantised_linear, (values(3, 70), values(7, 70), scale), error=DTypeError, message="int8")
+
+
+@samples("activation_bytes")
+def _bytes_samples() -> Iterator[Sample]:
+    for block in (BLOCK, BYTES):
+        for shape in ((1, 64), (3, 100), (2, 7), (0, 5)):
+            yield Sample(lambda x, b=block: _activation_bytes(x, block=b), (values(*shape),), gradient=False)
+
+
+@samples("byte_product")
+def _product_samples() -> Iterator[Sample]:
+    for block, pack in ((BLOCK, quantise_blocks), (BYTES, quantise_rows)):
+        for rows, size, outputs in ((1, 64, 3), (3, 100, 17), (2, 7, 1), (18, 130, 16)):
+            yield Sample(
+                lambda x, w, s, b=block: _byte_product(*_activation_bytes(x, block=b), w, s),
+                (values(rows, size), *pack(values(outputs, size, seed=1))),
+                gradient=False,
+            )

@@ -1,49 +1,90 @@
 """Products with weights of 8 and 4 bits, read once and from front to back.
 
-In: a kernel whose anchor is `quantised_linear`. Out: its C function. An item is up to 16 rows of activations and some
-groups of 16 rows of the weight. The activations become bytes first, in scratch; then each row of the weight meets them
-64 bytes at a time: products of bytes are summed exactly in 32-bit integers (4 of them per lane), made float32, scaled
-and added in two vectors of 16 lanes. An unsigned byte is wanted on one side: 8-bit weights have 128 added, 4-bit ones 8,
-which is taken off again by a sum of the activations that is known before. Orders follow from shapes alone.
+In: a kernel whose anchor is `activation_bytes` or `byte_product`. Out: its C function. Each row of the weight meets the
+rows of activations 64 bytes at a time: products of bytes are summed exactly in 32-bit integers (4 of them per lane), made
+float32, scaled and added in two vectors of 16 lanes. An unsigned byte is wanted on one side: 8-bit weights have 128 added,
+4-bit ones 8, which is taken off again by sums of the activations. Orders follow from shapes alone.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from thalweg.codegen.c.bindings import STATIC, TILE_PARAMETERS, Context, KernelText
-from thalweg.codegen.c.expressions import memory
+from thalweg.codegen.c.expressions import literal, memory
 from thalweg.graph import Node
 from thalweg.ops.core import Composite
-from thalweg.ops.quantised import BLOCK, BYTES, GROUP, LARGEST, groups_of
+from thalweg.ops.quantised import BLOCK, BYTES, GROUP, LARGEST
 from thalweg.plan import LANES, Kernel, aligned
-from thalweg.types import DType, uint8
+from thalweg.types import DType, float32, uint8
 
-CHUNK = 16  # rows of activations that are made bytes at once
+CHUNK = 16  # rows of activations that are prepared at once
 SIDE = 4  # of them that meet a row of the weight at once
+DOT = ("tw_dot_bytes",)
+
+# ---- activations as bytes ----------------------------------------------------------------------------------
+
+
+def emit_bytes(context: Context) -> KernelText:
+    """Rows of activations as bytes, with the step and the sum of each block."""
+    kernel = context.kernel
+    assert kernel.anchor is not None
+    x, (whole, steps, totals) = kernel.anchor.inputs[0], kernel.anchor.outputs
+    rows, size = x.shape
+    padded, tasks = whole.shape[1], kernel.tasks
+    block = kernel.anchor.op.attributes()["block"]
+    blocks, short, vectors = padded // block, x.dtype.short, block // LANES
+    source = context.access(x).pointer
+    target, step, total = (context.access(value, write=True).pointer for value in (whole, steps, totals))
+    top = "absolute_f32(v0)"
+    for c in range(1, vectors):
+        top = f"maximum_f32({top}, absolute_f32(v{c}))"
+    added = "w0"
+    for c in range(1, vectors):
+        added = f"add_f32({added}, w{c})"
+    body = [
+        f"const f32 largest = max_f32({top});",
+        f"const f32x16 inverse = broadcast_f32({LARGEST}.0f / (largest == 0 ? 1 : largest));",
+        *(f"const f32x16 w{c} = rint_f32(multiply_f32(v{c}, inverse));" for c in range(vectors)),
+        *(f"store_i8({target} + r * {padded} + b + {c * LANES}, convert_f32_to_i8(w{c}));" for c in range(vectors)),
+        f"{step}[r * {blocks} + b / {block}] = largest * {literal(1.0 / LARGEST, float32)};",
+        f"{total}[r * {blocks} + b / {block}] = sum_f32({added});",
+    ]
+    end = size // block * block
+    lines = [
+        "(void)error;",
+        f"for (int64_t r = task * {rows} / {tasks}; r < (task + 1) * {rows} / {tasks}; r++) {{",
+        f"const {memory(x.dtype)} *const row = {source} + r * {size};",
+        f"for (int64_t b = 0; b < {end}; b += {block}) {{",
+        *(f"const f32x16 v{c} = load_{short}(row + b + {c * LANES});" for c in range(vectors)),
+        *body,
+        "}",
+    ]
+    if end < padded:
+        lines.append(f"for (int64_t b = {end}; b < {padded}; b += {block}) {{")
+        for c in range(vectors):
+            at = f"b + {c * LANES}"
+            lines += [
+                f"const int n{c} = {size} - ({at}) < 0 ? 0 : {size} - ({at}) < {LANES} ? (int)({size} - ({at})) : {LANES};",
+                f"const f32x16 v{c} = n{c} ? load_partial_{short}(row + {at}, n{c}) : broadcast_f32(0);",
+            ]
+        lines += [*body, "}"]
+    return context.function("\n".join([*lines, "}"]), TILE_PARAMETERS)
+
+
+# ---- the product -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Shape:
-    """x [rows, size] with a weight [outputs, size]."""
+    """Rows [rows, padded] with a weight [outputs, size]."""
 
     rows: int
     size: int
+    padded: int
     outputs: int
     four: bool  # bits, or eight
-    dtype: DType  # of x
     scale: DType
-
-    @property
-    def padded(self) -> int:
-        """Elements of a row of activations as bytes."""
-        return groups_of(self.size) * GROUP if self.four else -(-self.size // BYTES) * BYTES
-
-    @property
-    def block(self) -> int:
-        """Activations that share a scale."""
-        return BLOCK if self.four else BYTES
 
     @property
     def pitch(self) -> int:
@@ -51,155 +92,133 @@ class Shape:
         return self.padded // 2 if self.four else self.size
 
     @property
+    def blocks(self) -> int:
+        """Blocks of activations in a row."""
+        return self.padded // (BLOCK if self.four else BYTES)
+
+    @property
     def chunk(self) -> int:
         return min(self.rows, CHUNK)
 
     @property
-    def scales(self) -> int:
-        """Floats that scale the sums of a row of activations: for 4 bits a vector for every 64 of them."""
-        return self.padded // BYTES * (LANES if self.four else 1)
+    def offsets(self) -> int:
+        """Numbers of 4 bytes for what the added 128 or 8 add to the sums of a row of activations."""
+        return -(-self.blocks // LANES) * LANES if self.four else self.padded // 4
 
     @property
-    def offsets(self) -> int:
-        """32-bit numbers for what the added 128 or 8 add to the sums of a row of activations."""
-        return -(-self.padded // BLOCK // LANES) * LANES if self.four else self.padded // 4
+    def steps(self) -> int:
+        """Floats for the steps of 4-bit products of a row: a vector for every 64 bytes."""
+        return self.padded // BYTES * LANES if self.four else 0
+
+    @property
+    def prepared(self) -> int:
+        """Numbers of 4 bytes that are prepared for a row of activations."""
+        return self.offsets + self.steps
 
 
 def shape_of(anchor: Node) -> Shape:
     """The product that a kernel is."""
-    x, weight, scale = anchor.inputs[:3]
-    size = x.shape[-1]
-    return Shape(math.prod(x.shape[:-1]), size, weight.shape[0], weight.dtype is uint8, x.dtype, scale.dtype)
+    rows, _, _, weight, scale = anchor.inputs[:5]
+    four = weight.dtype is uint8
+    size = rows.shape[1] if four else weight.shape[1]
+    return Shape(rows.shape[0], size, rows.shape[1], weight.shape[0], four, scale.dtype)
 
 
 def workspace(kernel: Kernel) -> int:
-    """Bytes for activations as bytes, their scales, what the added 128 or 8 add, and the scales of a weight's row."""
+    """Bytes of what is prepared for the rows of a chunk, and of a weight row's scales as float32."""
     assert kernel.anchor is not None
     shape = shape_of(kernel.anchor)
-    return shape.chunk * sum(_parts(shape)) + _scale_bytes(shape)
+    scales = shape.blocks + LANES if shape.four else 0
+    return aligned((shape.chunk * shape.prepared + scales) * 4)
 
 
-def _parts(shape: Shape) -> tuple[int, int, int]:
-    return aligned(shape.padded), aligned(shape.scales * 4), aligned(shape.offsets * 4)
-
-
-def _scale_bytes(shape: Shape) -> int:
-    return aligned((shape.padded // BLOCK + LANES) * 4) if shape.four else 0
-
-
-def emit(context: Context) -> KernelText:
-    """The kernel: items of (chunk of rows, part of the groups of outputs)."""
+def emit_product(context: Context) -> KernelText:
+    """Items of (chunk of rows, part of the groups of 16 outputs)."""
     kernel = context.kernel
     anchor = kernel.anchor
     assert anchor is not None and isinstance(anchor.op, Composite)
     shape = shape_of(anchor)
-    x, weight, scale, bias = anchor.op.arguments(anchor.inputs)
-    pointers = [context.access(value).pointer for value in (x, weight, scale)]
+    bytes_, step, total, weight, scale, bias = anchor.op.arguments(anchor.inputs)
+    x, steps, totals, w, scales = (context.access(v).pointer for v in (bytes_, step, total, weight, scale))
     target = context.access(kernel.roots[0], write=True).pointer
     scratch = context.pointer(kernel.detail["workspace"], write=True)
-    tasks, chunks = kernel.tasks, -(-shape.rows // CHUNK)
-    groups = -(-shape.outputs // LANES)
+    tasks, chunks, groups = kernel.tasks, -(-shape.rows // CHUNK), -(-shape.outputs // LANES)
     parts = max(1, min(groups, -(-tasks // chunks)))
     items = chunks * parts
-    bytes_, scales, _ = (part * shape.chunk for part in _parts(shape))
-    ctype, short, size = memory(shape.dtype), shape.dtype.short, shape.size
     lines = [
         "(void)error; int64_t ready = -1;",
-        f"i8 *const own = (i8 *){scratch}; f32 *const step = (f32 *)(own + {bytes_});",
-        f"i32 *const offset = (i32 *)((char *)step + {scales});",
+        f"i32 *const ahead = (i32 *){scratch};",
         f"f32 sums[{CHUNK * LANES}] __attribute__((aligned(64)));",
         f"for (int64_t item = task * {items} / {tasks}; item < (task + 1) * {items} / {tasks}; item++) {{",
         f"const int64_t chunk = item / {parts}, part = item % {parts}, row = chunk * {CHUNK};",
         f"const int64_t rows = {shape.rows} - row < {CHUNK} ? {shape.rows} - row : {CHUNK};",
-        "if (ready != chunk) {",
-        f"for (int64_t r = 0; r < rows; r++) {_to_bytes(context, shape)}({pointers[0]} + (row + r) * {size}, "
-        f"own + r * {_parts(shape)[0]}, step + r * {_parts(shape)[1] // 4}, offset + r * {_parts(shape)[2] // 4});",
+        f"const i8 *const bytes = {x} + row * {shape.padded}; const f32 *const step = {steps} + row * {shape.blocks};",
+        f"if (ready != chunk) {_prepare(context, shape)}(bytes, step, {totals} + row * {shape.blocks}, rows, ahead);",
         "ready = chunk;",
-        "}",
         f"for (int64_t group = part * {groups} / {parts}; group < (part + 1) * {groups} / {parts}; group++) {{",
         f"const int64_t j = group * {LANES};",
         f"const int count = {shape.outputs} - j < {LANES} ? (int)({shape.outputs} - j) : {LANES};",
         "int64_t r = 0;",
     ]
-    given = f"own + r * {_parts(shape)[0]}, step + r * {_parts(shape)[1] // 4}, offset + r * {_parts(shape)[2] // 4}"
+    own = f"{scales} + j * {shape.blocks}, (f32 *)(ahead + {shape.chunk * shape.prepared})" if shape.four else "0, 0"
     for side in dict.fromkeys((min(SIDE, shape.chunk), 1)):
-        columns = f"{pointers[2]} + j * {shape.padded // BLOCK}" if shape.four else "0"
-        more = f", (f32 *)((char *)offset + {shape.chunk * _parts(shape)[2]})" if shape.four else ""
         lines.append(
-            f"for (; r + {side} <= rows; r += {side}) {_row_products(context, shape, side)}({given}, "
-            f"(const i8 *){pointers[1]} + j * {shape.pitch}, {columns}, count, sums + r * {LANES}{more});"
+            f"for (; r + {side} <= rows; r += {side}) {_row_products(context, shape, side)}(bytes + r * {shape.padded}, "
+            f"step + r * {shape.blocks}, ahead + r * {shape.prepared}, (const i8 *){w} + j * {shape.pitch}, {own}, count, "
+            f"sums + r * {LANES});"
         )
-    lines.append("for (r = 0; r < rows; r++) {")
-    lines.append(f"f32x16 sum = load_f32(sums + r * {LANES});")
+    lines.append(f"for (r = 0; r < rows; r++) {{ f32x16 sum = load_f32(sums + r * {LANES});")
     if not shape.four:
-        lines.append(f"sum = multiply_f32(sum, load_partial_{shape.scale.short}({pointers[2]} + j, count));")
+        lines.append(f"sum = multiply_f32(sum, load_partial_{shape.scale.short}({scales} + j, count));")
     if bias is not None:
         lines.append(f"sum = add_f32(sum, load_partial_{bias.dtype.short}({context.access(bias).pointer} + j, count));")
-    lines.append(f"store_partial_{short}(({ctype} *){target} + (row + r) * {shape.outputs} + j, sum, count);")
-    return context.function("\n".join([*lines, "}", "}", "}"]), TILE_PARAMETERS)
+    lines.append(f"store_partial_f32({target} + (row + r) * {shape.outputs} + j, sum, count); }}")
+    return context.function("\n".join([*lines, "}", "}"]), TILE_PARAMETERS)
 
 
-def _to_bytes(context: Context, shape: Shape) -> str:
-    """The name of a function that makes a row of activations bytes, with their scales and offsets."""
-    short, ctype, size = shape.dtype.short, memory(shape.dtype), shape.size
-    name = f"to_bytes_{short}_{4 if shape.four else 8}_{size}"
-    vectors = shape.block // LANES
-    load = [f"const f32x16 v{c} = load_{short}(x + b + {c * LANES});" for c in range(vectors)]
-    partial = [
-        f"const int n{c} = {size} - b - {c * LANES} < 0 ? 0 : {size} - b - {c * LANES} < {LANES} ? (int)({size} - b - "
-        f"{c * LANES}) : {LANES}; const f32x16 v{c} = n{c} ? load_partial_{short}(x + b + {c * LANES}, n{c}) : "
-        "broadcast_f32(0);"
-        for c in range(vectors)
-    ]
-    top = "absolute_f32(v0)"
-    for c in range(1, vectors):
-        top = f"maximum_f32({top}, absolute_f32(v{c}))"
-    convert = [
-        f"store_i8(y + b + {c * LANES}, convert_f32_to_i8(rint_f32(divide_f32(v{c}, divisor))));" for c in range(vectors)
-    ]
-    body = [
-        f"const f32 scale = max_f32({top}) / {LARGEST}.0f;",
-        "const f32x16 divisor = broadcast_f32(scale > 0 || scale != scale ? scale : 1);",
-        *convert,
-    ]
-    ones = "broadcast_i32(0x01010101)"
-    if shape.four:
-        body += [
-            f"for (int l = 0; l < {LANES // 2}; l++) step[b / {BYTES} * {LANES} + b % {BYTES} / {BLOCK} * {LANES // 2} + l] = scale;",
-            f"i32 total = 0; for (int l = 0; l < {BLOCK}; l++) total += y[b + l];",
-            f"((f32 *)offset)[b / {BLOCK}] = -8.0f * (f32)total * scale;",
-        ]
-    else:
-        body += [
-            f"step[b / {BYTES}] = scale;",
-            f"store_i32(offset + b / 4, multiply_i32(tw_dot_bytes(broadcast_i32(0), {ones}, load_i32((const i32 *)(y + b))),"
-            " broadcast_i32(-128)));",
-        ]
-    whole = size // shape.block * shape.block
+def _prepare(context: Context, shape: Shape) -> str:
+    """The name of a function that prepares rows of activations: what the added 128 (per lane of a product) or 8 (per
+    block, scaled) add to their sums, taken negative; for 4 bits also the steps of the two blocks of a product by lane."""
+    name = f"prepare_{4 if shape.four else 8}_{shape.padded}"
     lines = [
-        f"{STATIC} void {name}(const {ctype} *x, i8 *y, f32 *step, i32 *offset) {{",
-        f"for (int64_t b = 0; b < {whole}; b += {shape.block}) {{",
-        *load,
-        *body,
-        "}",
+        f"{STATIC} void {name}(const i8 *x, const f32 *step, const f32 *total, int64_t rows, i32 *ahead) {{",
+        "(void)x; (void)step; (void)total;",
+        f"for (int64_t r = 0; r < rows; r++, x += {shape.padded}, step += {shape.blocks}, total += {shape.blocks}, ahead += {shape.prepared}) {{",
     ]
-    if whole < shape.padded:
-        lines += [f"for (int64_t b = {whole}; b < {shape.padded}; b += {shape.block}) {{", *partial, *body, "}"]
     if shape.four:
-        first, end = shape.padded // BLOCK, shape.offsets
-        lines.append(f"for (int64_t b = {first}; b < {end}; b++) ((f32 *)offset)[b] = 0;")
-    return context.shared(name, "\n".join([*lines, "}", ""]), ("tw_dot_bytes",))
+        whole, rest = shape.blocks // LANES * LANES, shape.blocks % LANES
+        for load, at, last in (("load", "b", ""), ("load_partial", str(whole), f", {rest}")):
+            product = f"multiply_f32(multiply_f32({load}_f32(total + {at}{last}), broadcast_f32(-8)), {load}_f32(step + {at}{last}))"
+            store = f"store_f32((f32 *)ahead + {at}, {product});"
+            if last:
+                lines += [store] if rest else []
+            else:
+                lines.append(f"for (int64_t b = 0; b < {whole}; b += {LANES}) {store}")
+        lines.append(
+            f"for (int64_t b = 0; b < {shape.blocks}; b += 2) store_f32((f32 *)ahead + {shape.offsets} + b * {LANES // 2}, "
+            f"select_f32({_first_half()}, broadcast_f32(step[b]), broadcast_f32(step[b + 1])));"
+        )
+    else:
+        ones = "broadcast_i32(0x01010101)"
+        lines.append(
+            f"for (int64_t b = 0; b < {shape.padded}; b += {BYTES}) store_i32(ahead + b / 4, multiply_i32("
+            f"tw_dot_bytes(broadcast_i32(0), {ones}, load_i32((const i32 *)(x + b))), broadcast_i32(-128)));"
+        )
+    return context.shared(name, "\n".join([*lines, "}", "}", ""]), DOT)
+
+
+def _first_half() -> str:
+    """A mask of the lower 8 lanes."""
+    return f"less_i32(iota_i32(), broadcast_i32({LANES // 2}))"
 
 
 def _row_products(context: Context, shape: Shape, side: int) -> str:
     """The name of `sums[16 * r + q] = scaled sum over k of x[r][k] * w[q][k]` for `side` rows r and `count` rows q."""
-    bits = 4 if shape.four else 8
-    name = f"byte_products_{bits}_{shape.scale.short}_{side}x{shape.size}_{shape.chunk}"
-    kept = ", f32 *kept" if shape.four else ""
+    name = f"byte_products_{4 if shape.four else 8}_{shape.scale.short}_{side}x{shape.size}"
     lines = [
-        f"{STATIC} void {name}(const i8 *x, const f32 *step, const i32 *offset, const i8 *w, const {memory(shape.scale)} *scale, "
-        f"int count, f32 *sums{kept}) {{",
-        f"f32x16 all[{side}][{LANES}]; (void)scale;",
+        f"{STATIC} void {name}(const i8 *x, const f32 *step, const i32 *ahead, const i8 *w, "
+        f"const {memory(shape.scale)} *scale, f32 *kept, int count, f32 *sums) {{",
+        f"f32x16 all[{side}][{LANES}]; (void)step; (void)scale; (void)kept;",
         f"for (int q = 0; q < count; q++, w += {shape.pitch}) {{",
         " ".join(f"f32x16 s{r}_0 = broadcast_f32(0), s{r}_1 = broadcast_f32(0);" for r in range(side)),
         *(_four(shape, side) if shape.four else _eight(shape, side)),
@@ -210,19 +229,18 @@ def _row_products(context: Context, shape: Shape, side: int) -> str:
         "}",
         *(f"store_f32(sums + {r * LANES}, sum_rows_f32(all[{r}]));" for r in range(side)),
     ]
-    return context.shared(name, "\n".join([*lines, "}", ""]), ("tw_dot_bytes",))
+    return context.shared(name, "\n".join([*lines, "}", ""]), DOT)
 
 
 def _eight(shape: Shape, side: int) -> list[str]:
     """One row of 8-bit weights: 64 at a time, blocks in turn to two sums."""
-    pitch, scales, offsets = _parts(shape)
 
     def block(at: str, number: str, chain: int, source: str) -> list[str]:
         lines = [f"{{ const i32x16 a = bitwise_xor_i32(load_i32((const i32 *)({source})), broadcast_i32((i32)0x80808080u));"]
         for r in range(side):
-            start = f"load_i32(offset + {r * offsets // 4} + ({at}) / 4)"
-            product = f"tw_dot_bytes({start}, a, load_i32((const i32 *)(x + {r * pitch} + {at})))"
-            scaled = f"broadcast_f32(step[{r * scales // 4} + {number}])"
+            start = f"load_i32(ahead + {r * shape.prepared} + ({at}) / 4)"
+            product = f"tw_dot_bytes({start}, a, load_i32((const i32 *)(x + {r * shape.padded} + {at})))"
+            scaled = f"broadcast_f32(step[{r * shape.blocks} + {number}])"
             lines.append(f"s{r}_{chain} = fma_f32(convert_i32_to_f32({product}), {scaled}, s{r}_{chain});")
         return [*lines, "}"]
 
@@ -235,46 +253,45 @@ def _eight(shape: Shape, side: int) -> list[str]:
     if whole > pairs:
         lines += block(str(pairs * BYTES), str(pairs), 0, f"w + {pairs * BYTES}")
     if shape.size % BYTES:
-        rest = shape.size % BYTES
         lines.append(f"{{ i8 tail[{BYTES}] __attribute__((aligned(64))) = {{0}};")
-        lines.append(f"__builtin_memcpy(tail, w + {whole * BYTES}, {rest});")
+        lines.append(f"__builtin_memcpy(tail, w + {whole * BYTES}, {shape.size % BYTES});")
         lines += [*block(str(whole * BYTES), str(whole), whole % 2, "tail"), "}"]
     return lines
 
 
 def _four(shape: Shape, side: int) -> list[str]:
     """One row of 4-bit weights: 128 at a time, low halves to one sum and high ones to the other."""
-    pitch, scales, offsets = _parts(shape)
-    blocks = shape.padded // BLOCK
-    whole = blocks // LANES * LANES
-    lines = [f"const {memory(shape.scale)} *const own = scale + q * {blocks};"]
+    whole, rest = shape.blocks // LANES * LANES, shape.blocks % LANES
+    lines = [f"const {memory(shape.scale)} *const own = scale + q * {shape.blocks};"]
 
-    def prepare(at: str, load: str) -> list[str]:
-        """The row's scales as float32, and what the added 8 add, in all blocks at once."""
-        found = [f"{{ const f32x16 v = {load}; store_f32(kept + {at}, v);"]
+    def prepare(at: str, load: str, last: str) -> list[str]:
+        """The row's scales as float32, and what the added 8 add, 16 blocks at once."""
+        found = [f"{{ const f32x16 v = load{load}_{shape.scale.short}(own + {at}{last}); store_f32(kept + {at}, v);"]
         for r in range(side):
-            found.append(f"s{r}_0 = fma_f32(v, load_f32((const f32 *)offset + {r * offsets // 4} + {at}), s{r}_0);")
+            offset = f"load{load}_f32((const f32 *)ahead + {r * shape.prepared} + {at}{last})"
+            found.append(f"s{r}_0 = fma_f32(v, {offset}, s{r}_0);")
         return [*found, "}"]
 
     if whole:
-        lines += [f"for (int64_t b = 0; b < {whole}; b += {LANES})", *prepare("b", f"load_{shape.scale.short}(own + b)")]
-    if whole < blocks:
-        lines += prepare(str(whole), f"load_partial_{shape.scale.short}(own + {whole}, {blocks - whole})")
+        lines += [f"for (int64_t b = 0; b < {whole}; b += {LANES})", *prepare("b", "", "")]
+    if rest:
+        lines += prepare(str(whole), "_partial", f", {rest}")
     mask = "broadcast_i32(0x0f0f0f0f)"
     lines += [
-        f"for (int64_t g = 0; g < {groups_of(shape.size)}; g++) {{",
+        f"for (int64_t g = 0; g < {shape.padded // GROUP}; g++) {{",
         f"const i32x16 both = load_i32((const i32 *)(w + g * {BYTES}));",
         f"const i32x16 a0 = bitwise_and_i32(both, {mask});",
         f"const i32x16 a1 = bitwise_and_i32(right_shift_i32(both, broadcast_i32(4)), {mask});",
     ]
-    first = f"less_i32(iota_i32(), broadcast_i32({LANES // 2}))"
     for half in range(2):
         at = f"kept + g * {GROUP // BLOCK} + {2 * half}"
-        lines.append(f"const f32x16 c{half} = select_f32({first}, broadcast_f32(({at})[0]), broadcast_f32(({at})[1]));")
+        lines.append(
+            f"const f32x16 c{half} = select_f32({_first_half()}, broadcast_f32(({at})[0]), broadcast_f32(({at})[1]));"
+        )
     for r in range(side):
         for half in range(2):
-            place = f"g * {GROUP} + {half * BYTES}"
-            product = f"tw_dot_bytes(broadcast_i32(0), a{half}, load_i32((const i32 *)(x + {r * pitch} + {place})))"
-            factor = f"multiply_f32(c{half}, load_f32(step + {r * scales // 4} + (2 * g + {half}) * {LANES}))"
-            lines.append(f"s{r}_{half} = fma_f32(convert_i32_to_f32({product}), {factor}, s{r}_{half});")
+            place = f"x + {r * shape.padded} + g * {GROUP} + {half * BYTES}"
+            product = f"tw_dot_bytes(broadcast_i32(0), a{half}, load_i32((const i32 *)({place})))"
+            step = f"load_f32((const f32 *)ahead + {r * shape.prepared + shape.offsets} + (2 * g + {half}) * {LANES})"
+            lines.append(f"s{r}_{half} = fma_f32(convert_i32_to_f32({product}), multiply_f32(c{half}, {step}), s{r}_{half});")
     return [*lines, "}"]

@@ -69,7 +69,8 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "cumulative_sum": accumulation.emit_cumulative_sum,
     "dynamic_update_slice": caches.emit_update,
     "cached_attention": caches.emit_attention,
-    "quantised_linear": quantised.emit,
+    "activation_bytes": quantised.emit_bytes,
+    "byte_product": quantised.emit_product,
     "scan": control.emit_scan,
     "cond": control.emit_cond,
     **dict.fromkeys(attention.NAMES, attention.emit_attention),
@@ -93,7 +94,7 @@ def workspace(kernel: Kernel, block: int, target: Target) -> int:
         return pooling.pooling_workspace(kernel)
     if kernel.kind.startswith("winograd"):
         return winograd.winograd_workspace(kernel)
-    if kernel.kind == "quantised_linear":
+    if kernel.kind == "byte_product":
         return quantised.workspace(kernel)
     if kernel.role in ("map", "partial") and kernel.kind.startswith("convolution"):
         return lane_convolutions.convolution_workspace(kernel, block)
