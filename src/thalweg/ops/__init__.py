@@ -28,6 +28,7 @@ from thalweg.ops.activations import (
     softsign,
 )
 from thalweg.ops.assignment import index_put
+from thalweg.ops.autocast import autocast
 from thalweg.ops.contraction import matmul
 from thalweg.ops.core import cast, composite
 from thalweg.ops.elementwise import (
@@ -129,6 +130,7 @@ __all__ = [
     "asin",
     "atan",
     "atan2",
+    "autocast",
     "bitwise_and",
     "bitwise_invert",
     "bitwise_left_shift",

@@ -7,6 +7,7 @@ An op function is written once, generic over graph values and users' tensors: it
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
@@ -65,6 +66,15 @@ def install_frontend(applier: Callable[[Op, Sequence[Any]], Any]) -> None:
     _lifters[:] = [applier]
 
 
+class _Precision(threading.local):
+    """What `tw.autocast` sets: the type in which products of a user's tensors are computed, or None."""
+
+    low: DType | None = None
+
+
+precision = _Precision()
+
+
 def apply(op: Op, *operands: Any) -> Any:
     """Apply `op`: one operand for one output, a tuple for several. Values build a node, tensors go to the
     frontend."""
@@ -74,6 +84,10 @@ def apply(op: Op, *operands: Any) -> Any:
         return outputs[0] if len(outputs) == 1 else outputs
     if not _lifters:
         raise GraphError("tensors need `import thalweg`; graph values need a builder")
+    if precision.low is not None:
+        from thalweg.ops.autocast import adjusted
+
+        operands = tuple(adjusted(op, operands, precision.low))
     return _lifters[0](op, operands)
 
 

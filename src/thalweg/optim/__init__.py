@@ -9,6 +9,7 @@ from thalweg.optim.lion import Lion
 from thalweg.optim.muon import Muon
 from thalweg.optim.optimizer import Optimizer, ParameterGroup
 from thalweg.optim.rmsprop import RMSprop
+from thalweg.optim.scaler import GradScaler
 from thalweg.optim.schedules import (
     ChainedScheduler,
     ConstantLR,
@@ -36,6 +37,7 @@ __all__ = [
     "CosineAnnealingLR",
     "ExponentialLR",
     "ExponentialMovingAverage",
+    "GradScaler",
     "LambdaLR",
     "LinearLR",
     "Lion",

@@ -284,14 +284,15 @@ class Optimizer:
             raise TraceError(
                 "state_dict cannot be called inside a compiled function; call it before or after"
             )
-        found = {name: np.array(slot.data) for name, slot in self._named_slots()}
+        found = {name: np.array(slot.data) for name, slot in self.named_slots()}
         for number, group in enumerate(self.param_groups):
             for name, value in group.items():
                 if name != "params" and value is not None:
                     found[f"param_groups.{number}.{name}"] = np.asarray(value)
         return found
 
-    def _named_slots(self) -> list[tuple[str, Buffer]]:
+    def named_slots(self) -> list[tuple[str, Buffer]]:
+        """Name, as in `state_dict`, and buffer of every slot."""
         every = [slots for group in self.param_groups for slots in group.slots]
         return [(f"state.{i}.{name}", slot) for i, slots in enumerate(every) for name, slot in slots.items()]
 
@@ -306,7 +307,7 @@ class Optimizer:
         self._make_slots_of(state)
         options = self._expected_options(state)
         expected: list[tuple[str, Any]] = [
-            *self._named_slots(),
+            *self.named_slots(),
             *((name, found) for name, found, _, _ in options),
         ]
         places = {id(found): (group, option) for _, found, group, option in options}

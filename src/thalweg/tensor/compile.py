@@ -25,6 +25,8 @@ from thalweg.config import settings
 from thalweg.errors import ArgumentError, UnsupportedError
 from thalweg.graph import Graph, Value, current
 from thalweg.graph.build import location
+from thalweg.ops.autocast import autocast as automatic_precision
+from thalweg.ops.core import precision
 from thalweg.plan.sizes import bytes_of
 from thalweg.tensor import eager, nest
 from thalweg.tensor.guards import Guards, Traceable
@@ -70,6 +72,7 @@ class Options:
     winograd: bool = True
     accumulate: int = 1
     memory_limit: int | None = None
+    autocast: DType | None = None
 
     @property
     def changes_plan(self) -> bool:
@@ -231,8 +234,9 @@ class Compiled(Traceable):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if tracing() or current() is not None:
-            return self.traced_function(*args, **kwargs)
-        key = _key(args, kwargs)
+            with self._precision():
+                return self.traced_function(*args, **kwargs)
+        key = self._key(args, kwargs)
         entry = self._entries.get(tuple(key.parts))
         if entry is None or entry.program is None or entry.stale(key.objects) is not None:
             entry = self._entry(args, kwargs, key, run=True)
@@ -272,6 +276,17 @@ class Compiled(Traceable):
             value if value.dtype.is_floating else Value(value.type, None, 0, value.data)
             for value in node.outputs
         ]
+
+    def _key(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Key:
+        """What identifies a call: its arguments, and the automatic precision that is on around it."""
+        key = _key(args, kwargs)
+        if precision.low is not None and self.options.autocast is None:
+            key.parts += (automatic_precision, precision.low)
+        return key
+
+    def _precision(self) -> automatic_precision:
+        """The automatic precision of this function: its own, or that around the call."""
+        return automatic_precision(self.options.autocast or precision.low)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else BoundCompiled(self, instance)
@@ -354,12 +369,12 @@ class Compiled(Traceable):
 
     def prepared(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Array]]:
         """The program for these arguments, not run, and the arrays that a call would give it."""
-        key = _key(args, kwargs)
+        key = self._key(args, kwargs)
         entry = self._entry(args, kwargs, key, run=True)
         return entry.program, key.arrays + entry.captured_arrays
 
     def _inspected(self, args: Sequence[Any], kwargs: dict[str, Any], run: bool) -> Entry:
-        return self._entry(args, kwargs, _key(args, kwargs), run)
+        return self._entry(args, kwargs, self._key(args, kwargs), run)
 
     # ---- tracing -------------------------------------------------------------------------------------------
 
@@ -418,7 +433,7 @@ class Compiled(Traceable):
         before = epoch()
         trace = Trace(self.name)
         names = self._argument_names(len(args))
-        with trace.running(), eager.recording(True):
+        with trace.running(), eager.recording(True), self._precision():
             inner = [_as_input(item, name, trace) for item, name in zip(args, names, strict=True)]
             inner_named = {name: _as_input(item, name, trace) for name, item in kwargs.items()}
             result = self.traced_function(*inner, **inner_named)
@@ -542,6 +557,7 @@ def compile(
     winograd: bool = True,
     accumulate: int = 1,
     memory_limit: str | int | None = None,
+    autocast: Any = None,
 ) -> Any:
     """Compile a function of tensors: traced once per signature of its arguments, then run as one program.
 
@@ -564,7 +580,8 @@ def compile(
     parts, one after the other, whose sums and gradients are added before anything is updated: activations
     take less memory, results are those of the whole batch up to rounding, random numbers (dropout) others.
     `memory_limit` ("2GB", a number of bytes): parts of the batch, and what is computed again, are chosen so
-    that the program takes no more, at the least extra time (`plan.fit`). Inside
+    that the program takes no more, at the least extra time (`plan.fit`). `autocast`: "bfloat16" or "float16"
+    to compute products in 16 bits, as `tw.autocast` does. Inside
     another traced function, and where a gradient of its arguments is being recorded eagerly, the plain
     function runs."""
     if backend not in BACKENDS:
@@ -575,6 +592,7 @@ def compile(
         raise ArgumentError(f"accumulate is a positive integer, received {accumulate!r}")
     if not isinstance(winograd, bool):
         raise ArgumentError(f"winograd is True or False, received {winograd!r}")
+    low = automatic_precision(autocast).dtype
     if function is None:
         return lambda decorated: compile(
             decorated,
@@ -585,6 +603,7 @@ def compile(
             winograd=winograd,
             accumulate=accumulate,
             memory_limit=memory_limit,
+            autocast=autocast,
         )
     if check not in (None, True, False):
         raise ArgumentError(f"check is True, False or None, received {check!r}")
@@ -601,4 +620,4 @@ def compile(
             "list or tuple of tensors instead"
         )
     limit = None if memory_limit is None else bytes_of(memory_limit)
-    return Compiled(function, Options(backend, threads, target, check, winograd, accumulate, limit))
+    return Compiled(function, Options(backend, threads, target, check, winograd, accumulate, limit, low))
