@@ -46,7 +46,7 @@ def adjusted(op: Op, operands: Sequence[Any], low: DType) -> Sequence[Any]:
 
 
 class autocast:
-    """Inside, products, convolutions and attention compute in `dtype`; softmax, norms, losses, sums in float32.
+    """Products, convolutions and attention compute in `dtype`; softmax, norms, losses and sums in float32.
 
     A context manager and a decorator: `with tw.autocast("bfloat16"):`. Parameters keep their type, and so do
     their gradients. Tensors of float64 are left alone. float16 needs a scaled loss: `optim.GradScaler`.

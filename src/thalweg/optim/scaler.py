@@ -43,7 +43,8 @@ class GradScaler:
         if not init_scale > 0 or not growth_factor > 1 or not 0 < backoff_factor < 1 or growth_interval < 1:
             raise ArgumentError(
                 "GradScaler needs init_scale > 0, growth_factor > 1, 0 < backoff_factor < 1 and "
-                f"growth_interval >= 1, received {init_scale}, {growth_factor}, {backoff_factor} and {growth_interval}"
+                f"growth_interval >= 1, received {init_scale}, {growth_factor}, {backoff_factor} and "
+                f"{growth_interval}"
             )
         self.growth_factor, self.backoff_factor = float(growth_factor), float(backoff_factor)
         self.growth_interval = int(growth_interval)
