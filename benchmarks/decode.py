@@ -117,11 +117,10 @@ def table(kinds: list[str], processes: int, threads: int) -> str:
         ]
         ours = {name: statistics.median(p[0][name] for p in pairs) for name in pairs[0][0]}
         theirs = {name: statistics.median(p[1][name] for p in pairs) for name in pairs[0][1]}
-        lines.append(
-            f"| {kind} | {ours['prompt']:.1f} | {theirs.get('prompt', float('nan')):.1f} | {ours['token']:.2f} | "
-            f"{ours['best']:.2f} | {theirs.get('token', float('nan')):.2f} | {ours['share']:.2f} | "
-            f"{ours['share of best']:.2f} |".replace("nan", "")
-        )
+        cells = [ours["prompt"], theirs.get("prompt"), ours["token"], ours["best"], theirs.get("token")]
+        cells += [ours["share"], ours["share of best"]]
+        row = " | ".join("" if cell is None else f"{cell:.2f}" for cell in cells)
+        lines.append(f"| {kind} | {row} |")
     return "\n".join(lines) + "\n"
 
 
