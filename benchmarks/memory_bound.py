@@ -139,8 +139,9 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for threads in options.threads:
-        lines += table(options, threads)
-        print("\n".join(lines[-len(cases()) :]), flush=True)
+        found = table(options, threads)
+        lines += found
+        print("\n".join(found), flush=True)
     if options.markdown:
         options.markdown.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
