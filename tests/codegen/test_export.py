@@ -15,7 +15,7 @@ import pytest
 import thalweg as tw
 from thalweg import nn, optim
 from thalweg.cli import main
-from thalweg.codegen.c.export import identifier
+from thalweg.codegen.c.export import Export, identifier
 from thalweg.data import write_idx
 from thalweg.errors import ArgumentError, DataError
 from thalweg.models import LeNet
@@ -439,6 +439,14 @@ def test_the_struct_has_the_planned_bytes(tmp_path: Path) -> None:
     assert f"{exported.memory_bytes:,}" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_tensors_with_one_name_are_told_apart(tmp_path: Path) -> None:
+    weights = [tw.Parameter(np.full(2, value, np.float32), name="w") for value in (1, 2)]
+    add = tw.compile(lambda x: x + weights[0] * weights[1])
+    exported = add.export_c(tmp_path, np.zeros(2, np.float32))
+    state = exported.read_state(tmp_path / "weights.bin")
+    assert {name: float(array[0]) for name, array in state.items()} == {"w": 1, "w (2)": 2}
+
+
 def test_names_become_c_names() -> None:
     assert identifier("x") == "x"
     assert identifier("batch['images'][0]") == "batch_images_0"
@@ -453,6 +461,8 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     x = np.ones(3, np.float32)
     with pytest.raises(ArgumentError, match="cannot be a name in C"):
         double.export_c(tmp_path, x, name="two words")
+    with pytest.raises(ArgumentError, match="'int' cannot be a name in C"):
+        double.export_c(tmp_path, x, name="int")
     with pytest.raises(ArgumentError, match="compiled function and its arguments"):
         double.export_c(tmp_path, x, functions={"other": (lambda x: x, x)})
     with pytest.raises(ArgumentError, match="standard deviation above 0"):
@@ -489,3 +499,18 @@ def test_the_command_exports_what_fits(
     assert "Did you mean fc3?" in capsys.readouterr().err
     assert main(["export", "lenet", "--fit-memory", "lots", "-o", "wrong"]) == 2
     assert "a size such as 256KB" in capsys.readouterr().err
+
+
+def test_prediction_beside_training_is_that_of_eval_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running statistics are read by the prediction and updated by the training step."""
+    written: list[Export] = []
+    write = Export.write
+    monkeypatch.setattr(Export, "write", lambda self, place: written.append(self) or write(self, place))
+    assert main(["export", "resnet", "--batch-size", "2", "-o", str(tmp_path)]) == 0
+    train, predict = (function.graph.state for function in written[0].functions)
+    changed = {state.holder.name for state in train if state.after is not None}
+    assert any(name.endswith("running_mean") for name in changed)
+    assert any(state.holder.name.endswith("running_mean") for state in predict)
+    assert all(state.after is None for state in predict)

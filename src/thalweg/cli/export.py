@@ -53,7 +53,7 @@ def _weights(options: argparse.Namespace) -> tuple[Module, str, str]:
     saved = runs.open_checkpoint(path)
     if saved.metadata["model"] != options.model:
         raise DataError(f"{str(path)!r} holds a {saved.metadata['model']}, not a {options.model}")
-    return runs.load_model(saved), saved.metadata["data"], str(path)
+    return runs.load_model(saved).train(), saved.metadata["data"], str(path)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,11 @@ def _export(model: Module, data: str, choice: _Choice, options: argparse.Namespa
         parameter.trainable = name in choice.names
 
     def predict(images: Any) -> Any:
-        return model(images)
+        training = model.training
+        model.eval()
+        scores = model(images)
+        model.train(training)
+        return scores
 
     settings: dict[str, Any] = {
         "name": options.model,
@@ -141,7 +145,6 @@ def _export(model: Module, data: str, choice: _Choice, options: argparse.Namespa
         "normalisation": STATISTICS[data],
     }
     if options.inference:
-        model.eval()
         return compile(predict).export_c(directory, _images(choice.batch_size), **settings)
     trained = [parameter for parameter in model.parameters() if parameter.trainable]
     optimizer = optim.SGD(trained, lr=options.lr, momentum=options.momentum)

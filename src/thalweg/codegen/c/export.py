@@ -82,7 +82,7 @@ class Export:
         normalisation: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         for word in (name, *(function.name for function in functions)):
-            if not _NAME.fullmatch(word):
+            if not _NAME.fullmatch(word) or word in _WORDS:
                 raise ArgumentError(f"{word!r} cannot be a name in C: write letters, digits and '_' only")
         if len({function.name for function in functions}) < len(functions):
             raise ArgumentError(f"two functions have one name: {', '.join(f.name for f in functions)}")
@@ -109,7 +109,7 @@ class Export:
                 holder: Any = state.holder
                 if id(holder) in self._of_holder:
                     continue
-                label = holder.name or f"{type(holder).__name__.lower()}{len(found)}"
+                label = _unique(holder.name or type(holder).__name__.lower(), [t.name for t in found])
                 value = np.ascontiguousarray(holder.data)
                 tensor = Tensor(label, state.before.type, value, id(holder) in changed)
                 self._of_holder[id(holder)] = tensor
@@ -428,6 +428,14 @@ void @name@_init(@name@ *m) {
 @copies@
 }
 """
+
+
+def _unique(label: str, taken: Sequence[str]) -> str:
+    """The label, with a number behind it where two tensors would share it."""
+    found, number = label, 2
+    while found in taken:
+        found, number = f"{label} ({number})", number + 1
+    return found
 
 
 def _embedded(tensor: Tensor) -> bool:
