@@ -255,7 +255,12 @@ def test_a_cpp_program_uses_it(lenet: tuple[Any, Any, Path], lenet_programs: dic
         "user",
         directory=directory,
     )
-    assert run(directory / "user", directory / "weights.bin").split() == ["same", "unchanged", "different"]
+    assert run(directory / "user", directory / "weights.bin").split() == [
+        "same",
+        "unchanged",
+        "same",
+        "different",
+    ]
 
 
 CPP = r"""
@@ -283,8 +288,11 @@ int main(int, char **words) {
     y[15] = 10;
     if (lenet_train(&first, x.data(), y.data(), &one) <= 0) return 4;
     std::puts(std::memcmp(first.state, second.state, sizeof first.state) ? "changed" : "unchanged");
-    y[15] = 9;
+    y[15] = 3;
+    lenet_set_lr(&first, 0.2);
     if (lenet_train(&first, x.data(), y.data(), &one)) return 5;
+    if (lenet_train(&second, x.data(), y.data(), &two)) return 5;
+    std::puts(one == two ? "same" : "different");
     std::puts(std::memcmp(first.state, second.state, sizeof first.state) ? "different" : "same");
     return 0;
 }
@@ -414,15 +422,22 @@ def test_embedded_weights_stay_in_read_only_memory(tmp_path: Path, needs_compile
     x, y = random.standard_normal((4, 6), np.float32), random.integers(0, 3, 4)
     exported = step.export_c(tmp_path, x, y, embed_weights=True)
     assert not (tmp_path / "weights.bin").exists()
-    assert [t.name.rpartition(".")[0][-1] for t in exported.tensors if t.changes] == ["2", "2"]
-    assert exported.state_bytes == 2 * 64 + 64  # 3 x 8 weights and 3 biases, each at a multiple of 64 bytes
+    numbers = [t.name for t in exported.tensors if t.setter]
+    assert "lr" in numbers
+    layers = [t.name.rpartition(".")[0][-1] for t in exported.tensors if t.changes and not t.setter]
+    assert layers == ["2", "2"]
+    # 3 x 8 weights, 3 biases and the numbers, each at a multiple of 64 bytes
+    assert exported.state_bytes == 2 * 64 + 64 + 64 * len(numbers)
     (tmp_path / "x").write_bytes(x.tobytes())
     (tmp_path / "y").write_bytes(y.tobytes())
     program = build(tmp_path, VECTOR, sources=("model.c", "weights.c"))
     said = run(program, "train", "x", "y", "--epochs", 3, "--save", "saved", directory=tmp_path)
     losses = [float(step(x, y)) for _ in range(3)]
     assert f"mean output {losses[-1]:.6f}" in said
-    for name, array in exported.read_state(tmp_path / "saved").items():
+    state = exported.read_state(tmp_path / "saved")
+    for name in numbers:
+        assert state.pop(name) == optimizer.lr or name != "lr"
+    for name, array in state.items():
         np.testing.assert_array_equal(array, getattr(model[2], name.rpartition(".")[2]).data)
 
 

@@ -328,7 +328,7 @@ def _export(parser: _Parser) -> None:
     what.add_argument("--inference", action="store_true", help="prediction alone")
     add("--checkpoint", metavar="FILE", help="trained weights (default: new ones)")
     add("--batch-size", type=_at_least_one, help="images per call (default: training 16, inference 1)")
-    add("--lr", type=_positive, default=0.05, help="learning rate (default: 0.05)")
+    add("--lr", type=_positive, default=0.01, help="learning rate, which C can set too (default: 0.01)")
     add("--momentum", type=_momentum, default=0.9, help="0 needs half the memory for state (default: 0.9)")
     add("--update", nargs="+", metavar="NAME", help="train only these layers or parameters, or: biases")
     add(

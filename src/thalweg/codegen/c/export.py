@@ -62,8 +62,9 @@ class Tensor:
     name: str
     type: Type
     value: Array
-    changes: bool  # does some function update it?
+    changes: bool  # does some function update it, or may the caller?
     offset: int = 0
+    setter: str = ""  # the name of a number that only the caller changes, such as a learning rate
 
     @property
     def is_zero(self) -> bool:
@@ -112,6 +113,9 @@ class Export:
                 label = _unique(holder.name or type(holder).__name__.lower(), [t.name for t in found])
                 value = np.ascontiguousarray(holder.data)
                 tensor = Tensor(label, state.before.type, value, id(holder) in changed)
+                if not tensor.type.shape and not tensor.changes and tensor.type.dtype.is_floating:
+                    tensor.changes = True
+                    tensor.setter = identifier(label, [t.setter for t in found])
                 self._of_holder[id(holder)] = tensor
                 found.append(tensor)
             for number, array in enumerate(function.captured):
@@ -256,6 +260,9 @@ class Export:
             said = f"{', '.join(lines) or 'nothing'} -> {', '.join(results) or 'nothing'}"
             declared.append(f"/* {said}; row-major. */\n{self._signature(function)};")
         begin = _INIT_DECLARATION.replace("@name@", self.name) if self.embed_weights else ""
+        setters = "\n".join(f"{text};" for text in map(self._setter, self.tensors) if text)
+        if setters:
+            begin += f"\n/* Numbers that the functions read and do not change. */\n{setters}\n"
         words = {**self._words(), "functions": "\n\n".join(declared), "init": begin}
         return _template("model.h", words)
 
@@ -271,6 +278,11 @@ class Export:
         entries = [
             self._entry(function, names, table)
             for function, names, table in zip(self.functions, phases, tables, strict=True)
+        ]
+        entries += [
+            f"{head} {{\ncopy(m->state + {tensor.offset}, &value, sizeof value);\n}}"
+            for tensor in self.tensors
+            if (head := self._setter(tensor))
         ]
         words = {
             **self._words(),
@@ -307,6 +319,14 @@ class Export:
             )  # fmt: skip
             lines.append("if (tw_call.error) return (int)tw_call.error;")
         return "\n".join([*lines, "return 0;", "}"])
+
+    def _setter(self, tensor: Tensor) -> str:
+        """The head of the function that changes a number, or nothing."""
+        if not tensor.setter:
+            return ""
+        return (
+            f"void {self.name}_set_{tensor.setter}({self.name} *m, {C_TYPES[tensor.type.dtype.short]} value)"
+        )
 
     def _address(self, tensor: Tensor) -> str:
         if self.embed_weights and not tensor.changes:
