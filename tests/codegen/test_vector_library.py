@@ -6,6 +6,7 @@ import ctypes
 import math
 import mmap
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -519,6 +520,22 @@ def test_transpose(memory: ctypes.CDLL) -> None:
     while v.shape[1] > 1:
         v = v[:, : v.shape[1] // 2] + v[:, v.shape[1] // 2 :]
     same(r[256:], v[:, 0])
+
+
+def test_scalars_have_every_function_that_vectors_have() -> None:
+    """scalar.h is a second implementation: what is added to one must be added to the other."""
+    if COMPILER is None:
+        pytest.skip("no C compiler here (looked for gcc, cc and clang)")
+
+    def functions(scalar: int) -> set[str]:
+        command = [COMPILER, "-E", "-P", f"-DTW_SCALAR={scalar}", "-x", "c", "-"]
+        done = subprocess.run(command, input=library.header(), capture_output=True, text=True, check=True)
+        names = re.findall(r"static[^;{}]*?(\w+)\([^;{}()]*\) \{", done.stdout)
+        return {name for name in names if not name.startswith("tw_")}
+
+    vectors, scalars = functions(0), functions(1)
+    assert "load_even_f32" in vectors
+    assert vectors - scalars == set()
 
 
 # ---- mathematics -------------------------------------------------------------------------------------------

@@ -273,3 +273,9 @@ TW_LANES f32x16 sum_rows_f32(f32x16 row[16]) {
     for (int i = 0; i < 16; i++) result.lane[i] = sum_f32(row[i]);
     return result;
 }
+
+/* Every second element, the last one at pointer[30]; two vectors element by element in turn. */
+TW_LANES f32x16 load_even_f32(const f32 *pointer) { TW_EACH(f32, pointer[2 * i]) }
+TW_LANES void store_zipped_f32(f32 *pointer, f32x16 x, f32x16 y) {
+    for (int i = 0; i < 16; i++) pointer[2 * i] = x.lane[i], pointer[2 * i + 1] = y.lane[i];
+}
