@@ -56,7 +56,7 @@ def test_threads_and_repetition(name: str, reference: Any) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stopping_after_any_step(name: str, reference: Any, tmp_path: Path) -> None:
     """Everything is made anew, with another seed, and gets its state from the checkpoint."""
-    for stop in range(1, STEPS):
+    for stop in range(1, STEPS) if name in ("lenet", "lstm") else (2,):
         first = make(name)
         step, done = first.step(threads=2), 0
         while done < stop:
