@@ -10,6 +10,7 @@ from thalweg.bench.cases import CASES, LENET_FORWARD, RANDOM_NETWORKS
 from thalweg.bench.measuring import Case, Row, compare, markdown, random_summary
 from thalweg.bench.own import random_model
 from thalweg.bench.random_networks import draw
+from thalweg.bench.sequences import NAMES, Transformer, arrays, transformer
 from thalweg.cli import main
 
 
@@ -38,6 +39,22 @@ def test_cases_have_unique_names_and_dense_counts() -> None:
     assert len(set(names)) == len(names)
     (inference,) = [case for case in CASES if case.name == "lenet inference, batch 64"]
     assert inference.operations == 64 * LENET_FORWARD
+
+
+def test_a_transformer_is_the_same_network_in_both_frameworks() -> None:
+    torch = pytest.importorskip("torch")
+    for causal in (True, False):
+        sizes = Transformer(2, 2, 16, 12, 30, causal)
+        own, theirs = (transformer(nn, nn.functional, sizes) for nn in (tw.nn, torch.nn))
+        own.load_state_dict({name: value.detach().numpy() for name, value in theirs.state_dict().items()})
+        ids = np.random.default_rng(0).integers(0, 30, (3, 12))
+        expected = theirs(torch.from_numpy(ids)).detach().numpy()
+        np.testing.assert_allclose(own(tw.tensor(ids)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", sorted(NAMES))
+def test_sequence_cases_have_arguments(case: str) -> None:
+    assert all(array.size for array in arrays(case))
 
 
 def test_rows_become_text_and_a_table() -> None:

@@ -329,27 +329,35 @@ def depthwise() -> tuple[Any, list[list[Any]]]:
 class CharLSTM(nn.Module):
     """Scores of the next of 11 characters."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 12) -> None:
         self.embedding = nn.Embedding(11, 8)
-        self.lstm = nn.LSTM(8, 12, batch_first=True)
-        self.head = nn.Linear(12, 11)
+        self.lstm = nn.LSTM(8, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, 11)
 
     def forward(self, x: Any) -> Any:
         return self.head(self.lstm(self.embedding(x))[0])
 
 
-def over_characters(model: nn.Module, optimizer: optim.Optimizer) -> tuple[Any, list[list[Any]]]:
+def over_characters(
+    model: nn.Module, optimizer: optim.Optimizer, batch: int = 4
+) -> tuple[Any, list[list[Any]]]:
     def loss(scores: Any, y: Any) -> Any:
         return nn.functional.cross_entropy(scores.reshape(-1, 11), y.reshape(-1))
 
     random = np.random.default_rng(0)
-    texts = [random.integers(0, 11, (4, 8)) for _ in range(3)]
+    texts = [random.integers(0, 11, (batch, 8)) for _ in range(3)]
     return stepper(model, loss, optimizer), [[text[:, :-1], text[:, 1:]] for text in texts]
 
 
 def lstm() -> tuple[Any, list[list[Any]]]:
     model = CharLSTM()
     return over_characters(model, optim.SGD(model.parameters(), lr=0.1))
+
+
+def wide_lstm() -> tuple[Any, list[list[Any]]]:
+    """Its time steps are heavy enough for all threads of the Python run."""
+    model = CharLSTM(72)
+    return over_characters(model, optim.SGD(model.parameters(), lr=0.1), 21)
 
 
 class CharGPT(nn.Module):
@@ -373,7 +381,13 @@ def gpt() -> tuple[Any, list[list[Any]]]:
     return over_characters(model, optim.AdamW(model.parameters(), lr=0.01))
 
 
-NETWORKS = {"perceptron": perceptron, "depthwise": depthwise, "lstm": lstm, "gpt": gpt}
+NETWORKS = {
+    "perceptron": perceptron,
+    "depthwise": depthwise,
+    "lstm": lstm,
+    "wide lstm": wide_lstm,
+    "gpt": gpt,
+}
 
 
 @pytest.mark.parametrize("network", list(NETWORKS))

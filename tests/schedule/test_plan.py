@@ -359,3 +359,13 @@ def test_bytes_of_random_plans_add_up(seed: int) -> None:
 
 def nbytes(value: Value) -> int:
     return math.prod(value.shape) * value.dtype.itemsize
+
+
+def test_blocks_of_the_batch_do_not_fetch_large_weights_again_and_again() -> None:
+    def phases(width: int) -> list[bool]:
+        layer = nn.Linear(width, width)
+        network = nn.Sequential(layer, nn.ReLU(), nn.Linear(width, 16))
+        compiled = tw.compile(lambda x: network(x), backend="c")
+        return [phase.batch for phase in compiled.plan(np.ones((64, width), np.float32)).phases]
+
+    assert any(phases(256)) and not any(phases(800))

@@ -10,6 +10,7 @@ import tempfile
 import time
 from itertools import pairwise
 
+from thalweg.bench import sequences
 from thalweg.bench.measuring import Case
 from thalweg.bench.random_networks import draw
 
@@ -32,6 +33,7 @@ CASES = [
         Case(f"random network {seed}, batch 64", ("torch",), 64 * draw(seed).operations)
         for seed in range(RANDOM_NETWORKS)
     ),
+    *sequences.CASES,
     Case("lenet eager step, batch 64", ("torch",)),
     Case("lenet step beside a busy process, batch 64", ("torch",)),
     Case("trivial compiled call", ("torch.compile", "jax"), threaded=False),
@@ -65,6 +67,8 @@ def seconds_of(case: str, side: str, threads: int) -> float:
         return _process_seconds(f"import {side}", dict(os.environ))
     if case.startswith("first lenet step"):
         return _first_step(cold="cold" in case)
+    if case in sequences.NAMES:
+        return sequences.measure(case, side, threads)
     if side == "thalweg":
         from thalweg.bench.own import measure
     else:

@@ -137,10 +137,34 @@ def variable(name: str, coefficient: int = 1) -> Index:
     return Index(0, ((name, coefficient),))
 
 
+class Ranges(dict[str, int]):
+    """Extents of variables, of which `stepped` are multiples of a step: the starts of whole vectors."""
+
+    def __init__(self, extents: Mapping[str, int], stepped: Mapping[str, int] = {}) -> None:
+        super().__init__(extents)
+        self.stepped = dict(stepped)
+
+
+def vector_start(index: Index, unit: int, extents: Mapping[str, int]) -> Index | None:
+    """`index` without the lane number, if that and `unit` are multiples of the 16 lanes: then no multiple of
+    `unit` lies inside a vector. None where that is not known."""
+    stepped = extents.stepped if isinstance(extents, Ranges) else {}
+    lanes = extents.get(LANE, 0)
+    rest = index - variable(LANE)
+    if lanes != 16 or index.coefficient(LANE) != 1 or rest.constant % lanes or unit % lanes:
+        return None
+    whole = all(c * (stepped.get(a, 1) if isinstance(a, str) else 1) % lanes == 0 for a, c in rest.terms)
+    return rest if whole else None
+
+
 def divide(index: Index, divisor: int, extents: Mapping[str, int]) -> tuple[Index, Index]:
     """Floor quotient and remainder of a non-negative index."""
     if divisor == 1:
         return index, Index()
+    start = vector_start(index, divisor, extents)
+    if start is not None:
+        quotient, remainder = divide(start, divisor, extents)
+        return quotient, remainder + variable(LANE)
     whole = Index(
         index.constant // divisor, tuple((a, c // divisor) for a, c in index.terms if c % divisor == 0)
     )

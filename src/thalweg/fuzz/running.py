@@ -86,7 +86,8 @@ def build_together(graphs: Sequence[Graph]) -> list[programs.NativeProgram]:
     plans = [programs.make_plan(graph) for graph in graphs]
     entries = []
     for number, plan in enumerate(plans):
-        entries.append(Part(_entry(plan, writer.phases(plan)).replace(ENTRY, f"{ENTRY}_{number}"), set()))
+        text = _entry(plan, writer.phases(plan), writer.loops)
+        entries.append(Part(text.replace(ENTRY, f"{ENTRY}_{number}"), set()))
     units = Source([*writer.parts, *entries], writer.failures).units(2)
     library = build.library(units, "native", headers())
     found = []

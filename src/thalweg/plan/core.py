@@ -18,7 +18,7 @@ import numpy as np
 
 from thalweg.config import settings
 from thalweg.errors import GraphError
-from thalweg.graph import Graph, Node, Value, function
+from thalweg.graph import Graph, Kind, Node, Value, function
 from thalweg.ops.sources import Constant
 from thalweg.plan import report
 from thalweg.plan.machine import machine
@@ -38,6 +38,7 @@ class Support:
     epilogue: frozenset[str] = frozenset()  # anchors that take elementwise readers of their result along
     takes: Callable[[Node], bool] = lambda node: False  # is there a kernel for this composite as a whole?
     lanes: Callable[[Node], bool] = lambda anchor: False  # can it run on a batch block, one sample per lane?
+    keep: Callable[[Kernel, Plan], None] = lambda scan, body: None  # memory that lives through a loop
     workspace: Callable[[Kernel, int, Target], int] = lambda kernel, block, target: (
         0
     )  # bytes of scratch of a kernel
@@ -153,6 +154,7 @@ class Phase:
     block: int = 0  # samples per block (batch phases)
     extent: int = 0  # samples (batch phases)
     kept: bool = False  # what it computes follows from state alone, and is kept until that state changes
+    loop: Plan | None = None  # of the body of a scan, the only kernel: its phases run in every iteration
 
 
 @dataclass(eq=False, slots=True)
@@ -186,7 +188,7 @@ class Plan:
 
     @property
     def workspaces(self) -> list[Buffer]:
-        return [k.detail["workspace"] for k in self.kernels if "workspace" in k.detail]
+        return [k.detail[name] for k in self.kernels for name in ("workspace", "shared") if name in k.detail]
 
     @property
     def all_buffers(self) -> list[Buffer]:
@@ -317,6 +319,9 @@ def failing_nodes(graph: Graph) -> set[int]:
     checked: dict[tuple[int, int], bool] = {}  # (id(indices), extent of the axis) -> may they be negative?
     for node in graph.nodes:
         if not node.op.checked:
+            continue
+        if node.op.kind is Kind.OPAQUE:  # a loop or a branch with such a node in it
+            found.add(id(node))
             continue
         indices = node.inputs[1]
         while indices.node is not None and indices.node.op.name == "reshape":

@@ -48,6 +48,9 @@ def _phases(plan: Plan, found: Machine, limit: int | None) -> list[str]:
 
 def _phase(number: int, phase: Phase) -> str:
     how = f"{phase.tasks} tasks" + (", kept until the state changes" if phase.kept else "")
+    if phase.loop is not None:
+        length: Any = getattr(phase.kernels[0].anchor, "op", None)
+        how = f"{length.length} iterations of {len(phase.loop.phases)} phases"
     if phase.batch:
         how += f" over {phase.extent} samples, blocks of {phase.block}"
     return f"phase {number}: {how}"

@@ -17,6 +17,7 @@ from thalweg.schedule.winograd import winograd_cost
 
 MOST_PADDING = 2.0  # lanes computed per sample used, at most: a batch of 8 and more
 REDUCTIONS = frozenset({"sum", "prod", "max", "min", "argmax", "argmin"})  # as fast along memory as in lanes
+MOST_WEIGHTS = 2  # an operand that all blocks share may take this many times a core's cache
 LIVE_LIMIT = 4  # activations of one block of 16 samples may take this many times a core's cache
 
 
@@ -112,6 +113,18 @@ def _pays(batch: Batch, graph: Graph, target: Target) -> bool:
     contractions = [node for node in graph.nodes if node.op.kind is Kind.CONTRACTION]
     if len(contractions) == 1 and contractions[0].op.name == "matmul":
         return False  # nothing behind it would find its result in the cache
+    inside = [n for n in contractions if any(id(v) in batch.axis for v in (*n.inputs, *n.outputs))]
+    if contractions and not inside:
+        return False  # what is left is as fast row by row, and needs no blocks packed and unpacked
+    weights = [
+        v.type.nbytes
+        for node in inside
+        if node.op.name == "matmul"
+        for v in node.inputs
+        if id(v) not in batch.axis
+    ]
+    if max(weights, default=0) > MOST_WEIGHTS * target.cache_bytes:
+        return False  # every block of samples would fetch them from afar
     largest = max(
         (
             v.type.nbytes // batch.extent * LANES

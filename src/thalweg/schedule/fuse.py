@@ -72,10 +72,19 @@ class Fusion:
             weight = own + sum(self.weight.get(id(v), 0) for v in node.inputs if id(v) not in self.stored)
             self.weight[id(value)] = weight
             if self._must_store(node, value, weight):
+                self._store_under(node)
                 base = self._base(node)
                 if base is not None and id(value) not in self.results:
                     self.alias[id(value)] = base
                 self.stored.add(id(value))
+
+    def _store_under(self, node: Node) -> None:
+        """Store what a reshape looks at in its own shape: there it can be the epilogue of a product."""
+        x = node.inputs[0] if node.op.name == "reshape" and id(node.outputs[0]) not in self.results else None
+        if x is None or x.node is None or id(x) in self.stored or not self.is_pulled(x.node):
+            return
+        if x.node.op.kind is Kind.ELEMENTWISE and x.size > 1:
+            self.stored.add(id(x))
 
     def _base(self, node: Node) -> Value | None:
         """The value in memory that a reshape only looks at in another shape."""

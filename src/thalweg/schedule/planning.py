@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 from thalweg.graph import Graph, Node, State, Value, located
 from thalweg.graph.build import Builder, using
 from thalweg.ops.elementwise import StopGradient
-from thalweg.plan import LANES, MOST_SLOTS, Buffer, Kernel, Phase, Plan, Scope, Target, check, failing_nodes
+from thalweg.plan import (
+    LANES,
+    MOST_SLOTS,
+    Buffer,
+    Kernel,
+    Phase,
+    Plan,
+    Scope,
+    Target,
+    aligned,
+    check,
+    failing_nodes,
+)
 from thalweg.schedule.batch import Batch, find_batch
 from thalweg.schedule.fuse import Fusion, is_array
 from thalweg.schedule.memory import place
@@ -21,11 +35,15 @@ OPERATIONS_PER_SLOT_BYTE = 32  # from here on adding the slots up is a few perce
 BLOCK_BYTES = 3  # a batch block's activations may take cache_bytes / this
 TILE_OPERATIONS = 1 << 17  # a kernel below this is not worth sharing among threads
 MOST_TILES = 64
+LOOP_OPERATIONS = 1 << 18  # of an iteration, from which on the threads share it
 
 
-def schedule(graph: Graph, target: Target) -> Plan:
-    """The plan of a legalised graph. Everything in it follows from shapes and the target."""
-    batch = find_batch(graph, target)
+def schedule(graph: Graph, target: Target, inner: bool = False, blocks: bool = True) -> Plan:
+    """The plan of a legalised graph. Everything in it follows from shapes and the target.
+
+    `inner`: of the body of a loop. Without `blocks` no phase walks over blocks of the batch.
+    """
+    batch = find_batch(graph, target) if blocks else None
     if batch is None:
         graph = cut_reductions(use_winograd(graph) if target.winograd else graph)
     graph = separate_results(graph)
@@ -34,11 +52,11 @@ def schedule(graph: Graph, target: Target) -> Plan:
     if batch is not None:
         batch = find_batch(graph, target)  # of the graph as it is now
     kernels = assign_roles(kernels, batch, target, fusion.alias)
-    kept, others = split_kept(kernels, graph)
-    phases = make_phases(kept, assign_levels(kept, graph), None, target)
+    kept, others = ([], kernels) if inner else split_kept(kernels, graph)
+    phases = make_phases(kept, assign_levels(kept, graph), None, target, False)
     for phase in phases:
         phase.kept = True
-    phases += make_phases(others, assign_levels(others, graph), batch, target)
+    phases += make_phases(others, assign_levels(others, graph), batch, target, not inner)
     plan = Plan(graph, target, phases, {}, [], [], [], [])
     plan.alias = fusion.alias
     plan.batch_axis = batch.axis if batch is not None else {}
@@ -374,9 +392,10 @@ def _aligned(kernel: Kernel, values: set[int]) -> bool:
 
 
 def make_phases(
-    kernels: list[Kernel], levels: dict[int, int], batch: Batch | None, target: Target
+    kernels: list[Kernel], levels: dict[int, int], batch: Batch | None, target: Target, loops: bool
 ) -> list[Phase]:
-    """Kernels of one level: those of the batch in one phase, the others in another."""
+    """Kernels of one level: those of the batch in one phase, the others in another; with `loops` scans that
+    are worth all threads have phases of their own."""
     phases: list[Phase] = []
     for level in range(max(levels.values(), default=-1) + 1):
         members = [k for k in kernels if levels[id(k)] == level]  # some levels are empty after sinking
@@ -388,11 +407,48 @@ def make_phases(
             tasks = min(MOST_SLOTS, -(-blocks // per_block))
             phases.append(Phase(blocked, True, tasks, per_block * LANES, batch.extent))
         tiled = [k for k in members if k.role not in ("map", "partial")]
+        for kernel in [k for k in tiled if loops and k.kind == "scan"]:
+            body = loop_body(kernel, target)
+            if body is not None:
+                tiled = [k for k in tiled if k is not kernel]
+                phases.append(Phase([kernel], False, 1, loop=body))
         if tiled:
             for kernel in tiled:
                 kernel.tasks = tile_count(kernel)
             phases.append(Phase(tiled, False, sum(k.tasks for k in tiled)))
     return phases
+
+
+def loop_body(kernel: Kernel, target: Target) -> Plan | None:
+    """The plan of a scan's body where the threads should share every iteration; None where one thread alone
+    is as fast. Products gain by it: each thread keeps its part of the weights in its cache."""
+    assert kernel.anchor is not None
+    op: Any = kernel.anchor.op
+    if op.length < 2 or kernel.operations < LOOP_OPERATIONS * op.length:
+        return None
+    convolves = any(node.op.name.startswith("convolution") for node in op.body.nodes)
+    homes = carry_homes(op)
+    stacks = {position for position, _ in homes.values()}
+    outputs = tuple(v for position, v in enumerate(op.body.outputs) if position not in stacks)
+    body = schedule(replace(op.body, outputs=outputs), target, inner=True, blocks=convolves)
+    kernel.detail["homes"] = homes
+    if all(phase.tasks == 1 for phase in body.phases):
+        return None
+    target.support.keep(kernel, body)
+    return body
+
+
+def carry_homes(op: Any) -> dict[int, tuple[int, bool]]:
+    """For carries of a scan that are also stacked, the position of that output: the carry lives in the stack,
+    and nothing is copied. True: the stack holds the carry after each iteration, else before it."""
+    homes: dict[int, tuple[int, bool]] = {}
+    for carry in range(op.carries):
+        for value, after in ((op.body.outputs[carry], True), (op.body.inputs[1 + carry], False)):
+            for position in range(op.carries, len(op.body.outputs)):
+                taken = any(position == found for found, _ in homes.values())
+                if carry not in homes and not taken and op.body.outputs[position] is value:
+                    homes[carry] = (position, after)
+    return homes
 
 
 def _block_vectors(kernels: list[Kernel], batch: Batch, target: Target, blocks: int) -> int:
@@ -624,14 +680,29 @@ class _Buffers:
 
     def _workspaces(self, number: int, phase: Phase) -> None:
         """Scratch that kernels need beside their operands, private to a thread while the kernel runs."""
+        if phase.loop is not None:
+            self._shared(number, phase.kernels[0], phase.loop)
         for index, kernel in enumerate(phase.kernels):
-            nbytes = self.plan.target.support.workspace(kernel, phase.block, self.plan.target)
+            if phase.loop is not None:
+                nbytes = phase.loop.thread_bytes
+            else:
+                nbytes = self.plan.target.support.workspace(kernel, phase.block, self.plan.target)
             if nbytes:
                 scratch = Buffer(
                     f"{kernel.name} workspace", Type(uint8, (nbytes,)), Scope.THREAD, phase=number
                 )
                 scratch.first = scratch.last = (number, index)
                 kernel.detail["workspace"] = scratch
+
+    def _shared(self, number: int, kernel: Kernel, body: Plan) -> None:
+        """What the threads of a loop share: the arena of its body, and two copies of every carry."""
+        assert kernel.anchor is not None
+        op: Any = kernel.anchor.op
+        nbytes = aligned(body.arena_bytes)
+        nbytes += sum(2 * aligned(value.type.nbytes) for value in op.body.outputs[: op.carries])
+        shared = Buffer(f"{kernel.name} arena", Type(uint8, (nbytes,)), Scope.PROGRAM)
+        shared.first, shared.last = (number, 0), (number, 1 << 30)
+        kernel.detail["shared"] = shared
 
     def _planned(self, value: Value, number: int) -> Iterable[Buffer]:
         for buffer in self.plan.buffers.get(id(value), ()):

@@ -314,7 +314,8 @@ class Export:
         for name, phase in zip(phases, plan.phases, strict=True):
             call = f"{name}(&tw_call, tw_task, 0);"
             lines.append(
-                f"for (int64_t tw_task = 0; tw_task < {phase.tasks}; tw_task++) {call}" if phase.tasks > 1
+                f"{name}(0, tw_run_alone, &tw_call);" if phase.loop is not None
+                else f"for (int64_t tw_task = 0; tw_task < {phase.tasks}; tw_task++) {call}" if phase.tasks > 1
                 else f"{{ const int64_t tw_task = 0; {call} }}"
             )  # fmt: skip
             lines.append("if (tw_call.error) return (int)tw_call.error;")

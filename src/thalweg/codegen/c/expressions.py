@@ -14,9 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.codegen.loops import LANE, Index, constant, is_lane, ravel, reshape_index, variable
+from thalweg.codegen.loops import (
+    LANE,
+    Index,
+    Ranges,
+    constant,
+    is_lane,
+    ravel,
+    reshape_index,
+    variable,
+    vector_start,
+)
 from thalweg.errors import UnsupportedError
 from thalweg.graph import Node, Value
+from thalweg.plan import LANES
 from thalweg.types import DType, Type, int64
 
 # how an element type is held in registers, in memory
@@ -485,7 +496,16 @@ def bounded(
         e.splits.append(index)
         last = max(extent - 1, 0)
         clamped[axis] = Index()
-        if index.by_lane:
+        start = vector_start(index, extent, e.extents)
+        if start is not None and extent:  # a vector lies inside or outside as a whole
+            text = start.text()
+            test = f"broadcast_i64(-(int64_t)({text} >= 0 && {text} < {extent}))"
+            last -= LANES - 1
+            found_at = e.scalar_index(f"{text} < 0 ? 0 : {text} > {last} ? {last} : {text}", last + 1)
+            if isinstance(e.extents, Ranges):
+                e.extents.stepped.update(dict.fromkeys(found_at.variables(), LANES))
+            clamped[axis] = found_at + variable(LANE)
+        elif index.by_lane:
             lanes = e.declare("i64", e.vector_index(index)).text
             test = f"bitwise_and_i64(greater_equal_i64({lanes}, broadcast_i64(0)), less_i64({lanes}, broadcast_i64({extent})))"
             if last:

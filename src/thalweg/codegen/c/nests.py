@@ -20,7 +20,7 @@ from thalweg.codegen.c.expressions import (
     literal,
     register,
 )
-from thalweg.codegen.loops import LANE, Index, divide, variable
+from thalweg.codegen.loops import LANE, Index, Ranges, divide, variable
 from thalweg.graph import Value
 from thalweg.plan import LANES
 
@@ -139,6 +139,7 @@ class Nest:
         if vector is not None:
             extents[vector.name] = max(vector.extent - LANES + 1, 1)
             extents[LANE] = min(vector.extent, LANES)
+            return Ranges(extents, {vector.name: LANES})
         return extents
 
     # ---- choices ----------------------------------------------------------------------------------------------------

@@ -85,6 +85,12 @@ class Shape:
     left: int = 0  # which operand is the left one
     left_at: str = ""  # C text of the offset of the left operand by `lead` and `image` (of the repeats)
     right_at: str = ""
+    kept: bool = False  # is the right operand in panels already?
+
+    @property
+    def panel_elements(self) -> int:
+        """Numbers in all panels of the right operand."""
+        return self.lead * -(-self.n // LANES) * LANES * self.k
 
     @property
     def summed(self) -> str:
@@ -156,7 +162,7 @@ class Shape:
         """Groups of panels and chunks of rows: one product of a group and a chunk is an item. Enough items for the
         tasks, and among those the cut that copies least."""
         most = 1
-        if self.copies:
+        if self.copies and not self.kept:
             most = max(1, GROUP_BYTES // (self.height * self.tile[1] * LANES * ITEM[self.summed]))
         fewest = -(-self.panels // most)
         wanted = -(-min(tasks, MOST_ITEMS) // self.lead)
@@ -183,7 +189,7 @@ class Shape:
         left = rows * (self.height + LANES) if self.left_copied else 0
         if self.strips:
             left = self.height * self.strip
-        return self.height * columns, buffered, left
+        return 0 if self.kept else self.height * columns, buffered, left
 
     @property
     def strip(self) -> int:
@@ -213,8 +219,9 @@ def _matmul(kernel: Kernel, machine: str) -> Shape:
     if n < NARROW <= m:  # the transposed product: its columns fill the lanes
         turned = not op.transpose_b, not op.transpose_a
         return Shape(batch, n, m, k, *turned, element, machine, left=1, left_at=right, right_at=left)
+    kept = "panels" in kernel.detail
     flags = op.transpose_a, op.transpose_b
-    return Shape(batch, m, n, k, *flags, element, machine, left_at=left, right_at=right)
+    return Shape(batch, m, n, k, *flags, element, machine, left_at=left, right_at=right, kept=kept)
 
 
 def _pointwise(kernel: Kernel, machine: str) -> Shape | None:
@@ -256,6 +263,31 @@ def emit_product(context: Context) -> KernelText:
     """A matmul kernel with its epilogue; other element types and empty sums go through plain loops."""
     shape = shape_of(context.kernel, context.plan.target.machine)
     return emit_contraction(context) if shape is None else _Product(context, shape).emit()
+
+
+def emit_panels(context: Context) -> KernelText:
+    """Copies a right operand into panels [k][columns], one for each task, for products that use it again and again."""
+    shape = shape_of(context.kernel, context.plan.target.machine)
+    assert shape is not None and context.kernel.anchor is not None
+    element, panels = shape.element, shape.panels
+    count, width, wide = balanced(-(-shape.n // LANES), shape.tile[1])
+    source = context.pointer(context.buffer(context.kernel.anchor.inputs[1]))
+    target = context.pointer(context.kernel.detail["panels"], write=True)
+    lines = [
+        "(void)error;",
+        f"const int64_t lead = task / {panels}, p = task % {panels};",
+        f"const int64_t column = {_start('p', width, wide, count)}, width = {_width('p', width, wide, count)};",
+        f"const int64_t valid = {shape.n} - column < width ? {shape.n} - column : width;",
+        f"const {element} *const from = {source} + {shape.right_at};",
+        f"{element} *const to = ({element} *){target} + lead * {shape.panel_elements // shape.lead} + column * {shape.k};",
+    ]
+    if shape.transpose_b:
+        pack = pack_transposed(context, element)
+        lines.append(f"{pack}(from + column * {shape.k}, {shape.k}, {shape.k}, valid, to, width);")
+    else:
+        pack = pack_rows(context, element)
+        lines.append(f"{pack}(from + column, {shape.n}, {shape.k}, valid, width, to, width);")
+    return context.function("\n".join(lines), TILE_PARAMETERS)
 
 
 class _Product:
@@ -395,6 +427,11 @@ class _Product:
         left = f" + k * {shape.m}" if shape.transpose_a else " + k"
         stored = MEMORY.get(element, element)
         lines = [f"const {stored} *const a = {self.a.pointer} + {shape.left_at}{left};"]
+        if shape.kept:
+            panels_at = f"lead * {shape.panel_elements // shape.lead}"
+            kept = self.context.pointer(self.context.kernel.detail["panels"])
+            unread = f"(void){self.b.pointer};"
+            return [*lines, f"const {element} *const from = (const {element} *){kept} + {panels_at}; {unread}"]
         place = "k" if shape.transpose_b else f"k * {shape.n}"
         lines.append(f"const {stored} *const from = {self.b.pointer} + {shape.right_at} + {place};")
         if not shape.copies:
@@ -426,6 +463,9 @@ class _Product:
         shape, element = self.shape, self.shape.element
         start = _start("p", width, wide, panels)
         lines = [f"const int64_t column = {start}, width = {_width('p', width, wide, panels)};"]
+        if shape.kept:
+            address = f"from + column * {shape.k} + k * width"
+            return [*lines, f"const {element} *const b = {address}; const int64_t pitch = width;"]
         if shape.copies:
             address = f"panel + (column - origin) * {shape.height}"
             return [*lines, f"const {shape.copied} *const b = {address}; const int64_t pitch = width;"]

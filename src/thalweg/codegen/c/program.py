@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.codegen.c import library
+from thalweg.codegen.c import iterations, library
 from thalweg.codegen.c.bindings import SHARED, STATIC, Context, KernelText
 from thalweg.codegen.c.expressions import memory
 from thalweg.codegen.c.support import emit
@@ -89,7 +89,7 @@ def generate(plan: Plan, observed: str = "") -> Source:
     """
     writer = Kernels(observed)
     phases = writer.phases(plan)
-    return Source([*writer.parts, Part(_entry(plan, phases), set())], writer.failures)
+    return Source([*writer.parts, Part(_entry(plan, phases, writer.loops), set())], writer.failures)
 
 
 def indented(text: str) -> str:
@@ -113,6 +113,7 @@ class Kernels:
         self.names: dict[str, str] = {}  # text of a kernel -> its name
         self.parts: list[Part] = []
         self.plans = 0
+        self.loops: dict[str, str] = {}  # function of a loop -> its call by the entry point
 
     def error_code(self, node: Node) -> int:
         for number, known in enumerate(self.failures):
@@ -121,7 +122,9 @@ class Kernels:
         self.failures.append(node)
         return len(self.failures)
 
-    def phases(self, plan: Plan) -> list[str]:
+    def phases(self, plan: Plan, stride: int | None = None) -> list[str]:
+        """`stride`: bytes from one thread's scratch to the next, where it is that of a plan around this one."""
+        stride = plan.thread_bytes if stride is None else stride
         prefix = f"plan{self.plans}_" if self.plans else ""
         # what runs inside a loop's kernel belongs to that kernel
         observe = OBSERVERS[self.observed] if self.observed and not self.plans else None
@@ -131,13 +134,38 @@ class Kernels:
         done = 0
         names: list[str] = []
         for number, phase in enumerate(plan.phases):
+            around = [
+                observe.around(done + i, phase.batch) if observe else "CALL" for i in range(len(phase.kernels))
+            ]
+            done += len(phase.kernels)
+            if phase.loop is not None:
+                self._loop(plan, number, f"{prefix}loop{number}")
+                names.append(f"{prefix}loop{number}")
+                self.loops[names[-1]] = around[0].replace("CALL", f"{names[-1]}(pool, run, x);")
+                continue
             calls = [self._kernel(Context(plan, phase, number, kernel, self)) for kernel in phase.kernels]
             names.append(f"{prefix}phase{number}")
             write = _batch_phase if phase.batch else _tile_phase
-            around = [observe.around(done + i, phase.batch) if observe else "CALL" for i in range(len(calls))]
-            done += len(calls)
-            self.parts.append(Part(write(plan, names[-1], phase, calls, around), set()))
+            self.parts.append(Part(write(plan, names[-1], phase, calls, around, stride), set()))
         return names
+
+    def _loop(self, plan: Plan, number: int, name: str) -> None:
+        """The phases of a loop's body, and the function that runs them."""
+        body = plan.phases[number].loop
+        assert body is not None
+        functions = self.phases(body, plan.thread_bytes)
+        before = iterations.packing(body)
+        packed = None
+        if before is not None:
+            calls = [self._kernel(Context(body, before, 0, kernel, self)) for kernel in before.kernels]
+            packed = (before, f"{name}_panels")
+            text = _tile_phase(body, packed[1], before, calls, ["CALL"] * len(calls), plan.thread_bytes)
+            self.parts.append(Part(text, set()))
+        constants = [self.constant(array) for array in body.constant_arrays()]
+        text = iterations.loop_function(
+            name, plan, number, functions, packed, constants, lambda buffer: _pointer(plan, buffer, False, False)
+        )
+        self.parts.append(Part(text, set()))
 
     def _kernel(self, context: Context) -> Call:
         before = len(self.parts)
@@ -253,13 +281,13 @@ static inline void watch(program *x, int64_t kernel, int64_t ended, int64_t task
 OBSERVERS = {"timed": TIMED, "watched": WATCHED}
 
 
-def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], around: list[str]) -> str:
+def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], around: list[str], stride: int) -> str:
     """Each task walks its shard of the batch block by block, every block through all kernels."""
     blocks = -(-phase.extent // phase.block)
     lines = [
         f"static void {name}(void *context, int64_t task, int32_t thread) {{",
         "program *const x = context;",
-        f"char *const scratch = x->scratch + (int64_t)thread * {plan.thread_bytes};",
+        f"char *const scratch = x->scratch + (int64_t)thread * {stride};",
         f"const int64_t begin = task * {blocks} / {phase.tasks}, end = (task + 1) * {blocks} / {phase.tasks};",
         "(void)scratch;",
         "for (int64_t block = begin; block < end; block++) {",
@@ -275,12 +303,12 @@ def _batch_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], around:
     return "\n".join([*lines, "}}"])
 
 
-def _tile_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], around: list[str]) -> str:
+def _tile_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], around: list[str], stride: int) -> str:
     """The tasks of several kernels one after the other."""
     lines = [
         f"static void {name}(void *context, int64_t task, int32_t thread) {{",
         "program *const x = context;",
-        f"char *const scratch = x->scratch + (int64_t)thread * {plan.thread_bytes}; (void)scratch;",
+        f"char *const scratch = x->scratch + (int64_t)thread * {stride}; (void)scratch;",
     ]
     for (kernel, function, written), frame in zip(calls, around, strict=True):
         arguments = _arguments(plan, kernel, written, False)
@@ -292,14 +320,32 @@ def _tile_phase(plan: Plan, name: str, phase: Phase, calls: list[Call], around: 
     return "\n".join([*lines, "}"])
 
 
-def _entry(plan: Plan, phases: list[str]) -> str:
-    listed = ", ".join(
-        f"{{{n}, {p.tasks}, {int(p.tasks == 1)}}}" for n, p in zip(phases, plan.phases, strict=True)
-    )
-    count = len(plan.phases)
-    body = f"static const tw_phase phases[] = {{{listed}}};\nreturn run(pool, phases + x->kept, {count} - x->kept, x, &x->error);"
-    if not count:
-        body = "(void)pool; (void)run; (void)x; return 0;"
+def _entry(plan: Plan, phases: list[str], loops: dict[str, str]) -> str:
+    """The function that a caller sees; `loops` are the calls of those functions that run a loop."""
+    lines: list[str] = []
+    group: list[int] = []
+
+    def run() -> str:
+        table = iterations.phase_table(
+            f"phases{group[0]}", [plan.phases[i] for i in group], [phases[i] for i in group]
+        )
+        some = f"phases{group[0]}, {len(group)}" if group[0] else f"phases0 + x->kept, {len(group)} - x->kept"
+        call = f"run(pool, {some}, x, &x->error)"
+        group.clear()
+        lines.append(table)
+        return call
+
+    for number, phase in enumerate(plan.phases):
+        if phase.loop is None:
+            group.append(number)
+            continue
+        if group:
+            lines.append(f"if ({run()}) return x->error;")
+        # the observers of a kernel name a thread and a task
+        lines.append(f"{{ const int32_t thread = 0; const int64_t task = 0; (void)thread; (void)task; {loops[phases[number]]} }}")
+        lines.append("if (x->error) return x->error;")
+    lines.append(f"return {run()};" if group else "(void)pool; (void)run; return x->error;" if plan.phases else "(void)pool; (void)run; (void)x; return 0;")
+    body = "\n".join(lines)
     return (
         f'__attribute__((visibility("default"))) int32_t {ENTRY}(tw_pool *pool, tw_run_function run, program *x);\n'
         f"int32_t {ENTRY}(tw_pool *pool, tw_run_function run, program *x) {{\n{body}\n}}\n"

@@ -8,8 +8,10 @@ from thalweg.codegen.c import (
     accumulation,
     attention,
     caches,
+    cells,
     control,
     convolutions,
+    iterations,
     lane_convolutions,
     lanes,
     matvec,
@@ -56,6 +58,7 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "combine": nests.emit_loops,
     "copy": nests.emit_loops,
     "matmul": emit_matmul,
+    "panels": products.emit_panels,
     "convolution": convolutions.emit_convolution,
     "convolution_input_gradient": convolutions.emit_convolution,
     "convolution_weight_gradient": convolutions.emit_convolution,
@@ -74,6 +77,7 @@ TILE_EMITTERS: dict[str, Emit] = {  # row-major, cut into tiles of the output
     "scan": control.emit_scan,
     "cond": control.emit_cond,
     **dict.fromkeys(attention.NAMES, attention.emit_attention),
+    **dict.fromkeys(cells.CELLS, cells.emit_cell),
     **REDUCTIONS,
     **WINDOWS,
     "max_pool": pooling.emit_max_pool,
@@ -133,6 +137,8 @@ def takes(node: Node) -> bool:
     """Is there a kernel for this composite?"""
     if node.op.name in attention.NAMES:
         return attention.takes(node)
+    if node.op.name in cells.CELLS:
+        return cells.takes(node)
     return node.op.name in TILE_EMITTERS
 
 
@@ -145,7 +151,7 @@ def support() -> Support:
     }
     return Support(
         pulled=frozenset(elementwise | set(MOVES)),
-        looping=frozenset({*REDUCTIONS, *WINDOWS, "scatter", "cumulative_sum", "dynamic_update_slice"}),
+        looping=frozenset({*REDUCTIONS, *WINDOWS, *cells.CELLS, "scatter", "cumulative_sum", "dynamic_update_slice"}),
         epilogue=frozenset(
             {
                 "matmul",
@@ -159,6 +165,7 @@ def support() -> Support:
             }
         ),
         lanes=runs_on_lanes,
+        keep=iterations.keep_panels,
         workspace=workspace,
         takes=takes,
     )

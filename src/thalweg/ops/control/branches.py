@@ -29,6 +29,11 @@ class Cond(Op):
 
     partial_cotangents: ClassVar[bool] = True
 
+    @property
+    def checked(self) -> bool:
+        """Whether an op of a branch may meet an index out of range."""
+        return any(node.op.checked for branch in (self.then, self.otherwise) for node in branch.nodes)
+
     def infer(self, *inputs: Type) -> tuple[Type, ...]:
         require(bool(inputs), "cond needs a predicate")
         if inputs[0] != Type(types.bool_, ()):

@@ -50,6 +50,11 @@ class Scan(Op):
         """Whether input `position` is cut into slices."""
         return self.carries <= position < self.carries + self.slices
 
+    @property
+    def checked(self) -> bool:
+        """Whether an op of the body may meet an index out of range."""
+        return any(node.op.checked for node in self.body.nodes)
+
     def infer(self, *inputs: Type) -> tuple[Type, ...]:
         expected = len(self.body.inputs) - 1
         require(

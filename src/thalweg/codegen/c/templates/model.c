@@ -36,6 +36,18 @@ static inline void tw_fail(volatile int32_t *error, int32_t code) {
     if (*error == 0 || code < *error) *error = code;
 }
 
+/* phases of a loop's body, run as `thalweg` runs them with one thread */
+typedef struct tw_pool tw_pool;
+typedef struct { void (*task)(void *context, int64_t index, int32_t thread); int64_t tasks; int32_t serial; } tw_phase;
+typedef int32_t (*tw_run_function)(tw_pool *pool, const tw_phase *phases, int32_t count, void *context, volatile int32_t *error);
+
+static inline int32_t tw_run_alone(tw_pool *pool, const tw_phase *phases, int32_t count, void *context, volatile int32_t *error) {
+    (void)pool;
+    for (int32_t p = 0; p < count && !*error; p++)
+        for (int64_t task = 0; task < phases[p].tasks; task++) phases[p].task(context, task, 0);
+    return *error;
+}
+
 static inline void copy(void *to, const void *from, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) ((unsigned char *)to)[i] = ((const unsigned char *)from)[i];
 }
