@@ -181,10 +181,13 @@ class Depthwise(Emission):
         return lines
 
     def _even(self, cut: DepthwiseCut) -> list[str]:
-        """C that copies every second element of a row; the last vector by way of the line, because it may end early."""
+        """C that copies every second element of a row. Its last vector may reach into the next row; at the end of the source
+        it goes by way of the line."""
         lines: list[str] = []
-        for number, phase in enumerate(cut.x.phases):
-            low, high = cut.x.inside(number)
+        y, x = cut.y, cut.x
+        size = self.shape.batch * self.shape.groups * y.source * x.source
+        for number, phase in enumerate(x.phases):
+            low, high = x.inside(number)
             full, to = (high - low) // LANES * LANES, f"to + {number * cut.pitch}"
             lines.append(
                 f"for (int64_t i = {low}; i < {low + full}; i += 16) store_f32({to} + i, load_even_f32(source + {phase} + 2 * i));"
@@ -192,7 +195,10 @@ class Depthwise(Emission):
             if low + full < high:
                 first = phase + 2 * (low + full)
                 count = 2 * (high - low - full) - 1
+                lines.append(f"if ((plane * {y.source} + from) * {x.source} + {first + 31} <= {size})")
+                vector = f"load_even_f32(source + {first})"
+                lines.append(f"store_partial_f32({to} + {low + full}, {vector}, {high - low - full}); else {{")
                 lines += self._row("line", f"source + {first}", count)
                 lines += [f"store_f32(line + {16 if count <= 16 else 32}, broadcast_f32(0));"]
-                lines.append(f"store_f32({to} + {low + full}, load_even_f32(line));")
+                lines.append(f"store_f32({to} + {low + full}, load_even_f32(line)); }}")
         return lines

@@ -151,7 +151,9 @@ def support() -> Support:
     }
     return Support(
         pulled=frozenset(elementwise | set(MOVES)),
-        looping=frozenset({*REDUCTIONS, *WINDOWS, *cells.CELLS, "scatter", "cumulative_sum", "dynamic_update_slice"}),
+        looping=frozenset(
+            {*REDUCTIONS, "sum_pool", "max_pool_gather", *cells.CELLS, "scatter", "cumulative_sum", "dynamic_update_slice"}
+        ),
         epilogue=frozenset(
             {
                 "matmul",
