@@ -30,6 +30,7 @@ class Machine:
     operations_per_second: float  # float32; a multiply-add is two
     bytes_per_second: float  # from memory
     cache_bytes: int  # of the last level, which all threads share
+    measured: bool  # else times are estimates: a processor may run faster than its nominal clock
 
     def seconds(self, operations: float, nbytes: float) -> float:
         """The least time for so many operations while so many bytes move."""
@@ -47,15 +48,16 @@ def machine(threads: int | None = None) -> Machine:
     count = threads or settings.threads()
     found = _stored().get(str(count))
     if found is not None:
-        return Machine("measured on this machine", count, found[0], found[1], _cache_bytes())
+        return Machine("measured on this machine", count, found[0], found[1], _cache_bytes(), True)
     per_cycle, why = _operations_per_cycle()
     clock = _clock()
     return Machine(
-        f"a model of this processor ({clock / 1e9:.1f} GHz, {why})",
+        f"a model of this processor ({clock / 1e9:.1f} GHz, {why}); `thalweg doctor` measures them",
         count,
         count * clock * per_cycle,
         count * CORE_BANDWIDTH,
         _cache_bytes(),
+        False,
     )
 
 

@@ -20,7 +20,8 @@ def text(plan: Plan, threads: int, limit: int | None) -> str:
     plural = "s" if threads > 1 else ""
     lines = [
         f"plan of {plan.graph.name}: {plan.operations:,} operations, {plan.total_bytes(threads):,} bytes "
-        f"with {threads} thread{plural}, at least {duration(plan.least_seconds(threads))}",
+        f"with {threads} thread{plural}, {'at least' if found.measured else 'limit estimated as'} "
+        f"{duration(plan.least_seconds(threads))}",
         "  " + ", ".join(f"{name} {count:,}" for name, count in plan.memory(threads).items()),
         f"  limits: {found}",
     ]
