@@ -30,7 +30,7 @@ def keep_panels(kernel: Kernel, body: Plan) -> None:
         assert product.anchor is not None
         right = product.anchor.inputs[1]
         shape = products.shape_of(product, body.target.machine)
-        if shape is None or shape.dots or shape.short or shape.left:
+        if shape is None or shape.short or shape.left or (shape.dots and shape.m <= products.FEW_DOT_ROWS):
             continue
         if id(body.alias.get(id(right), right)) not in constants:
             continue
@@ -38,6 +38,12 @@ def keep_panels(kernel: Kernel, body: Plan) -> None:
         panels = Buffer("panels", Type(uint8, (size,)), Scope.PROGRAM, offset=body.arena_bytes)
         body.arena_bytes += panels.total
         product.detail["panels"] = panels
+        needed = products.product_workspace(product, body.target.machine)  # other tiles than without panels
+        if "workspace" not in product.detail or product.detail["workspace"].total < needed:
+            scratch = Buffer("matmul workspace", Type(uint8, (needed,)), Scope.THREAD)
+            scratch.offset = aligned(body.thread_bytes)
+            body.thread_bytes = scratch.offset + scratch.total
+            product.detail["workspace"] = scratch
 
 
 def packing(body: Plan) -> Phase | None:

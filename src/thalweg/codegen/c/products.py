@@ -115,7 +115,7 @@ class Shape:
     @property
     def dots(self) -> bool:
         least = DOT_STEPS if self.m <= FEW_DOT_ROWS else MANY_DOT_STEPS
-        return self.transpose_b and self.m <= DOT_ROWS and self.k >= least and self.repeats == 1
+        return self.transpose_b and self.m <= DOT_ROWS and self.k >= least and self.repeats == 1 and not self.kept
 
     @property
     def copies(self) -> bool:
