@@ -43,7 +43,17 @@ class UnsupportedError(ThalwegError, NotImplementedError):
 
 
 class MemoryLimitError(ThalwegError, MemoryError):
-    """A program cannot be made to need as little memory as it may take."""
+    """A program cannot be made to need as little memory as it may take.
+
+    `least` is the number of bytes that would do, as far as was found.
+    """
+
+    def __init__(self, message: str, least: int) -> None:
+        super().__init__(message)
+        self.least = least
+
+    def __reduce__(self) -> tuple[type[MemoryLimitError], tuple[str, int]]:
+        return type(self), (str(self), self.least)
 
 
 class CompilerError(UnsupportedError):

@@ -93,8 +93,8 @@ class Trained:
         return (self.place / "saved.bin").read_bytes()
 
 
-def stepper(model: nn.Module, loss: Callable[..., Any], optimizer: optim.Optimizer) -> Any:
-    @tw.compile(backend="c")
+def stepper(model: nn.Module, loss: Callable[..., Any], optimizer: optim.Optimizer, **options: Any) -> Any:
+    @tw.compile(backend="c", **options)
     def train(x: tw.Tensor, y: tw.Tensor) -> tw.Tensor:
         found = loss(model(x), y)
         optimizer.minimize(found)
@@ -523,11 +523,89 @@ def test_the_command_exports_what_fits(
     assert main(["export", "lenet", "--inference", "-o", "forward"]) == 0
     assert "functions: lenet_predict\n" in capsys.readouterr().out
     assert main(["export", "lenet", "--fit-memory", "8KB", "-o", "tiny", "--batch-size", "1"]) == 1
-    assert "nothing fits into 8,192 bytes; the least found needs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    least = int(said.split("the least found needs ")[1].split(" ")[0].replace(",", ""))
+    assert "nothing fits into 8,192 bytes" in said
+    assert f"the smallest change that fits: --fit-memory {least}\n" in said
+    assert main(["export", "lenet", "--fit-memory", str(least), "-o", "tiny", "--batch-size", "1"]) == 0
+    assert f"chosen: {least:>11,} bytes, batches of 1, updates fc3.bias\n" in capsys.readouterr().out
+    assert main(["export", "lenet", "--fit-memory", "100KB", "--update", "fc1", "-o", "wrong"]) == 1
+    assert "the smallest change that fits: --update fc1.bias: " in capsys.readouterr().err
+    assert main(["export", "lenet", "--fit-memory", "300KB", "--update", "fc1", "-o", "wrong"]) == 1
+    assert "the smallest change that fits: --momentum 0: " in capsys.readouterr().err
     assert main(["export", "lenet", "--update", "fc4", "-o", "wrong"]) == 1
     assert "Did you mean fc3?" in capsys.readouterr().err
     assert main(["export", "lenet", "--fit-memory", "lots", "-o", "wrong"]) == 2
     assert "a size such as 256KB" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_at_once_runs_in_micro_batches(
+    lenet: tuple[Any, Any, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    needs_compiler: None,
+) -> None:
+    """The batch that was asked for stays; the C computes the bits of `compile(accumulate=...)`."""
+    written: list[Export] = []
+    write = Export.write
+    monkeypatch.setattr(Export, "write", lambda self, place: written.append(self) or write(self, place))
+    options = ["--update", "fc3", "--fit-memory", "150KB", "--lr", "0.1"]
+    assert main(["export", "lenet", *options, "-o", str(tmp_path / "c")]) == 0
+    said = capsys.readouterr().out
+    exported = written.pop()
+    fitted = exported.functions[0].plan.fitted  # type: ignore[attr-defined]
+    words = f"batches of 16, updates fc3.weight, fc3.bias, with {fitted.micro_batches} micro-batches"
+    assert fitted.micro_batches > 1
+    assert exported.memory_bytes + exported.argument_bytes <= 150 * 1024
+    readme = (tmp_path / "c" / "README.md").read_text(encoding="utf-8")
+    for text in (said, readme):
+        assert words in text
+        assert "batches of 16, updates fc3.weight, fc3.bias" in text.replace(words, "")  # with its bytes
+    images, labels = (lenet[2] / name for name in ("images", "labels"))
+    program = build(tmp_path / "c", VECTOR, sources=("model.c", "weights.c"))
+    run(program, "train", images, labels, "--epochs", 2, "--save", tmp_path / "saved")
+    found = exported.read_state(tmp_path / "saved")
+
+    tw.manual_seed(0)
+    model = LeNet()
+    for name, parameter in model.named_parameters():
+        parameter.trainable = name.startswith("fc3")
+    optimizer = optim.SGD([p for p in model.parameters() if p.trainable], lr=0.1, momentum=0.9)
+    step = stepper(model, nn.functional.cross_entropy, optimizer, accumulate=fitted.micro_batches)
+    pixels = np.frombuffer(images.read_bytes(), np.uint8, offset=16).astype(np.float32)
+    x = ((pixels / np.float32(255) - np.float32(0.1307)) / np.float32(0.3081)).reshape(40, 1, 28, 28)
+    y = np.frombuffer(labels.read_bytes(), np.uint8, offset=8).astype(np.int64)
+    for first in (0, 16, 0, 16):
+        step(x[first : first + 16], y[first : first + 16])
+    np.testing.assert_array_equal(found["LeNet.fc3.weight"], model.fc3.weight.data)
+    np.testing.assert_array_equal(found["LeNet.fc3.bias"], model.fc3.bias.data)
+
+
+def test_recomputed_values_have_the_bits_of_kept_ones(tmp_path: Path, needs_compiler: None) -> None:
+    states = {}
+    limit = None
+    for place in ("kept", "again"):
+        tw.manual_seed(0)
+        layers = [nn.Sequential(nn.Linear(16, 16), nn.GELU()) for _ in range(12)]
+        model = nn.Sequential(nn.Linear(6, 16), *layers)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+        def loss(scores: Any, y: Any) -> Any:
+            return ((scores.mean(axis=1) - y) ** 2).mean()
+
+        random = np.random.default_rng(0)
+        batches = [[random.standard_normal((3, 50, 6), np.float32), np.ones((3, 16), np.float32)]] * 2
+        step = stepper(model, loss, optimizer, threads=1, memory_limit=limit)
+        trained = Trained(step, batches, tmp_path / place)
+        plan = step.plan(*batches[0])
+        if limit is None:
+            limit = int(0.8 * plan.total_bytes(1))
+        else:
+            assert any(plan.fitted.recomputed) and plan.fitted.micro_batches == 1
+            assert plan.total_bytes(1) <= limit
+        states[place] = trained.c(QUICK)
+    assert states["again"][32:] == states["kept"][32:]
 
 
 def test_prediction_beside_training_is_that_of_eval_mode(

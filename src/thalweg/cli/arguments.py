@@ -335,7 +335,8 @@ def _export(parser: _Parser) -> None:
         "--fit-memory",
         type=_bytes,
         metavar="SIZE",
-        help="such as 256KB: the largest batch, then the most of the last layers, that fit (implies --embed)",
+        help="such as 256KB: as asked, else recomputing or micro-batches, else a smaller batch, else "
+        "training the last layers only (implies --embed)",
     )
     add("--quantize", choices=("int8", "int4"), help="linear layers of 8 or 4 bits, with --inference")
     add("--embed", action="store_true", help="weights as a C array, read-only where nothing updates them")

@@ -38,7 +38,9 @@ class Fit:
     def total_bytes(self) -> int:
         return self.plan.total_bytes(self.threads)
 
-    def __str__(self) -> str:
+    @property
+    def change(self) -> str:
+        """In words, what was changed."""
         done = []
         if self.micro_batches > 1:
             done.append(f"{self.micro_batches} micro-batches")
@@ -46,10 +48,12 @@ class Fit:
             count = sum(found == level for found in self.recomputed)
             if count:
                 done.append(f"{count} of {len(self.recomputed)} segments of the forward pass again, {what}")
-        how = "; ".join(done) or "as it is"
+        return "; ".join(done) or "as it is"
+
+    def __str__(self) -> str:
         return (
             f"{self.total_bytes:,} of {self.limit:,} bytes with {self.threads} thread"
-            f"{'s' if self.threads > 1 else ''}: {how}; about {self.slowdown:.2f} x the time"
+            f"{'s' if self.threads > 1 else ''}: {self.change}; about {self.slowdown:.2f} x the time"
         )
 
 
@@ -115,7 +119,7 @@ def _refusal(
         f"  the least change that fits: memory={least[0]} (inputs, outputs, state and constants alone take "
         f"{fixed:,}){smaller}"
     )
-    return MemoryLimitError(text if reason is None else f"{text}\n  {reason}")
+    return MemoryLimitError(text if reason is None else f"{text}\n  {reason}", least[0])
 
 
 class _Candidates:

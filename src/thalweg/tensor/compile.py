@@ -307,8 +307,7 @@ class Compiled(Traceable):
         from thalweg.tensor.plans import FunctionPlan
 
         entry = self._inspected(args, kwargs, run=False)
-        step = self._step(entry, args, kwargs)
-        return entry, FunctionPlan.of(step.plan(), step)
+        return entry, FunctionPlan.of(self._step(entry, args, kwargs))
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The C text of the program for these arguments; no compiler is needed."""
@@ -318,7 +317,7 @@ class Compiled(Traceable):
 
     def export_c(
         self,
-        directory: str | os.PathLike[str],
+        directory: str | os.PathLike[str] | None,
         *args: Any,
         name: str = "model",
         functions: Mapping[str, tuple[Any, ...]] | None = None,
@@ -334,7 +333,8 @@ class Compiled(Traceable):
         `{"predict": (predict, images)}`: a compiled function and its arguments. `embed_weights` puts the
         values into weights.c; what nothing updates then stays in read-only memory. `normalisation` is the
         mean and standard deviation with which main.c makes inputs of an idx file's bytes. Returns what was
-        exported: `.memory_bytes`, `.tensors`, `.read_state(path)`. No compiler is needed.
+        exported: `.memory_bytes`, `.tensors`, `.read_state(path)`. With None for a directory nothing is
+        written until `.write(directory)`. No compiler is needed.
         """
         from thalweg.codegen.c.export import identifier
         from thalweg.tensor.export import export_functions

@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 
 def export_functions(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | None,
     entries: Mapping[str, tuple[Entry, Plan]],
     name: str,
     embed_weights: bool,
     normalisation: Sequence[float],
 ) -> Export:
-    """Write a program of traced functions, name -> (what was traced, its plan)."""
+    """A program of traced functions, name -> (what was traced, its plan); written if there is a directory."""
     from thalweg.codegen.c.export import Export
 
     mean, std = map(float, normalisation)
     if not std > 0:
         raise ArgumentError(f"normalisation is a mean and a standard deviation above 0, received {std!r}")
     functions = [_function(word, entry, plan) for word, (entry, plan) in entries.items()]
-    return Export(name, functions, embed_weights, (mean, std)).write(directory)
+    exported = Export(name, functions, embed_weights, (mean, std))
+    return exported if directory is None else exported.write(directory)
 
 
 def _function(name: str, entry: Entry, plan: Plan) -> Function:

@@ -25,15 +25,17 @@ LARGEST = 1 << 20  # samples: what fits beyond that is no question of the batch
 class FunctionPlan(Plan):
     """The plan of a function for certain arguments, that can be made for other sizes of the batch."""
 
-    __slots__ = ("step",)
+    __slots__ = ("fitted", "step")
 
     step: Step
+    fitted: Fit | None  # what `compile(memory_limit=...)` has changed
 
     @classmethod
-    def of(cls, plan: Plan, step: Step) -> FunctionPlan:
-        """`plan` with the step that it was made for."""
+    def of(cls, step: Step) -> FunctionPlan:
+        """The plan that runs for a step's arguments."""
+        plan, fitted = step.planned()
         found = cls(**{field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)})
-        found.step = step
+        found.step, found.fitted = step, fitted
         return found
 
     @property
@@ -75,7 +77,8 @@ class FunctionPlan(Plan):
         raise MemoryLimitError(
             f"{self.graph.name} needs {least:,} bytes with {threads_text} for a batch of one sample; the "
             f"limit is {limit:,}. Write memory={least}, or plan.fit(memory={limit}) for the given batch in "
-            "parts"
+            "parts",
+            least,
         )
 
     def bytes_by_batch(self, sizes: Sequence[int] | None = None, threads: int | None = None) -> BatchBytes:
@@ -177,9 +180,14 @@ class Step:
 
     def plan(self, batch: int | None = None) -> Plan:
         """The plan that runs for so many samples (None: as many as the arguments have)."""
+        return self.planned(batch)[0]
+
+    def planned(self, batch: int | None = None) -> tuple[Plan, Fit | None]:
+        """The plan that runs for so many samples, and what a limit of memory has changed."""
         options = self.options
         if options.memory_limit is not None:
-            return self.fit(options.memory_limit, options.threads or settings.threads(), batch).plan
+            fitted = self.fit(options.memory_limit, options.threads or settings.threads(), batch)
+            return fitted.plan, fitted
         from thalweg.passes.microbatch import microbatch
         from thalweg.schedule import schedule
 
@@ -192,7 +200,7 @@ class Step:
                 )
             part = self.prepared(size // options.accumulate)
             graph = microbatch(graph, part, options.accumulate)
-        return schedule(graph, self.target)
+        return schedule(graph, self.target), None
 
     def fit(self, limit: int, threads: int, batch: int | None = None) -> Fit:
         from thalweg.schedule.fit import fit

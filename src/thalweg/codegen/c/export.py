@@ -91,6 +91,7 @@ class Export:
         self.functions = list(functions)
         self.embed_weights = embed_weights
         self.normalisation = normalisation  # mean and standard deviation of the pixels that main.c reads
+        self.remarks = ""  # Markdown for README.md: why the program is as it is
         self._of_holder: dict[int, Tensor] = {}
         self.tensors = self._tensors()
 
@@ -160,6 +161,14 @@ class Export:
     def memory_bytes(self) -> int:
         """Bytes of the struct: all memory that the program needs beside inputs, outputs, constants and stack."""
         return sum(max(part, ALIGNMENT) for part in (self.state_bytes, self.arena_bytes, self.scratch_bytes))
+
+    @property
+    def argument_bytes(self) -> int:
+        """Bytes of the inputs and outputs of one call, at most."""
+        return max(
+            sum(v.type.nbytes for v in (*f.plan.graph.inputs[: len(f.inputs)], *f.plan.graph.outputs))
+            for f in self.functions
+        )
 
     @property
     def _saved(self) -> list[Tensor]:
@@ -427,6 +436,7 @@ class Export:
             "functions": functions,
             "constant_bytes": f"{constants:,}",
             "tensors": rows,
+            "remarks": f"{self.remarks}\n" if self.remarks else "",
             "arguments": arguments,
             "where": "in `weights.c`, linked into the program" if self.embed_weights else "in `weights.bin`",
             "first": f"{self.name}_init(&m)" if self.embed_weights else f"{self.name}_load(&m, bytes, count)",

@@ -41,6 +41,9 @@ typedef struct tw_pool tw_pool;
 typedef struct { void (*task)(void *context, int64_t index, int32_t thread); int64_t tasks; int32_t serial; } tw_phase;
 typedef int32_t (*tw_run_function)(tw_pool *pool, const tw_phase *phases, int32_t count, void *context, volatile int32_t *error);
 
+#ifdef __GNUC__
+__attribute__((unused)) /* where no loop has phases of its own */
+#endif
 static inline int32_t tw_run_alone(tw_pool *pool, const tw_phase *phases, int32_t count, void *context, volatile int32_t *error) {
     (void)pool;
     for (int32_t p = 0; p < count && !*error; p++)
