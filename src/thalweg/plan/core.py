@@ -318,9 +318,6 @@ def failing_nodes(graph: Graph) -> set[int]:
     found: set[int] = set()
     checked: dict[tuple[int, int], bool] = {}  # (id(indices), extent of the axis) -> may they be negative?
     for node in graph.nodes:
-        inner = [held for held in node.op.attributes().values() if isinstance(held, Graph)]
-        if any(failing_nodes(body) for body in inner):
-            found.add(id(node))
         if not node.op.checked:
             continue
         if node.op.kind is Kind.OPAQUE:  # a loop or a branch with such a node in it

@@ -164,14 +164,16 @@ class _Candidates:
         return inner if self.segments.graph is self.graph else _with_body(self.graph, self.segments, inner)
 
     def first_below(self, limit: int) -> tuple[Plan, tuple[int, ...]] | None:
-        """The first rung that fits, by bisection: further rungs need less memory, as a rule."""
+        """The first rung that fits, by bisection: further rungs need less memory, as a rule. Where the last
+        one does not fit, one before it still may."""
         low, high = 0, len(self.rungs) - 1
         self.least = self.bytes(low)
         if self.least <= limit:
             return self.plan(low), self.rungs[low]
-        self.least = min(self.least, self.bytes(high))
         if self.bytes(high) > limit:
-            return None
+            self.least = min(map(self.bytes, range(high + 1)))
+            fitting = [rung for rung in range(high) if self.bytes(rung) <= limit]
+            return (self.plan(fitting[0]), self.rungs[fitting[0]]) if fitting else None
         while high - low > 1:
             middle = (low + high) // 2
             if self.bytes(middle) <= limit:
