@@ -38,7 +38,9 @@ def test_resident_bytes_are_those_of_the_plan() -> None:
     found = measured("resident")
     assert found["mapped"] == found["planned maps"]
     assert abs(found["above base"] - found["plan"]) <= max(0.01 * found["plan"], 2 << 20)
-    assert found["grown by 5 calls"] <= 256 << 10
+    # On a busy machine a thread may get its first task, and touch its planned scratch, only later.
+    untouched = max(0, found["plan"] - found["above base"])
+    assert found["grown by 5 calls"] <= untouched + (256 << 10)
     assert found["a call allocates"] <= found["outputs"] + (16 << 10)  # the Python objects of a call
 
 
